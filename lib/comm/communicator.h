@@ -1,0 +1,57 @@
+// Communicator: collectives on device tensors of one axis (tp, pp ring, lockstep group), in stream order.
+// Counts come from the plan: there is no size exchange and no host sync inside. All-reduce gives equal bits on every
+// rank; the MPI and thread implementations sum in rank order whatever the size. A communicator of size 1 does nothing,
+// so callers never ask for the size. Implementations: SingleCommunicator, MpiCommunicator, ThreadCommunicator (tests),
+// NcclCommunicator.
+#pragma once
+
+#include <cstdint>
+#include <memory>
+#include <span>
+#include <vector>
+
+#include "lib/backend/backend.h"
+
+namespace mpinfer::comm {
+
+using backend::Stream;
+
+// A transfer under way; test() makes progress and is true once both buffers may be used again.
+class Pending {
+ public:
+  virtual ~Pending() = default;
+  virtual bool test() = 0;
+};
+
+struct Transfer {
+  void* data = nullptr;
+  int64_t bytes = 0;  // 0: none
+  int peer = -1;
+};
+
+class Communicator {
+ public:
+  virtual ~Communicator() = default;
+  virtual int rank() const = 0;
+  virtual int size() const = 0;
+
+  // Buffers that are reduced or gathered come from here (NCCL: registered memory).
+  virtual backend::Buffer allocate(int64_t bytes) = 0;
+
+  virtual void all_reduce_sum(Stream, void* data, DType dtype, int64_t count) = 0;
+  // out holds size() × bytes, rank by rank; in may be its own place in out.
+  virtual void all_gather(Stream, void* out, const void* in, int64_t bytes) = 0;
+  // byte counts per rank, equal on every rank.
+  virtual void all_gather_v(Stream, void* out, const void* in, std::span<const int64_t> bytes) = 0;
+  // in holds the counts[] pieces rank by rank; out receives this rank's sum.
+  virtual void reduce_scatter_sum_v(Stream, void* out, const void* in, DType dtype,
+                                    std::span<const int64_t> counts) = 0;
+  // in and out hold size() pieces of bytes each.
+  virtual void all_to_all(Stream, void* out, const void* in, int64_t bytes) = 0;
+  virtual void broadcast(Stream, void* data, int64_t bytes, int root) = 0;
+  // Nonblocking exchange for the stage shift; either side may be absent (bytes 0). Messages between a pair arrive
+  // in the order of the calls.
+  virtual std::unique_ptr<Pending> start_send_recv(Stream, const Transfer& send, const Transfer& receive) = 0;
+};
+
+}  // namespace mpinfer::comm
