@@ -1,0 +1,70 @@
+// Options: one validated value from flags, MPINFER_* variables, a TOML file and defaults, in that precedence. Environment
+// variables are read here alone. Rank 0 resolves them; the others get its value by broadcast (serialise/deserialise).
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <optional>
+#include <string>
+#include <vector>
+
+namespace mpinfer::apps {
+
+enum class Command : uint8_t { kRun, kPlan, kCheck, kTokenize };
+
+// Sampling defaults for rows that do not say; empty: generation_config, else neutral.
+struct SamplingDefaults {
+  std::optional<double> temperature, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty;
+  std::optional<int64_t> top_k, max_tokens, min_tokens;
+  std::vector<std::string> stop;
+  std::vector<int32_t> stop_token_ids;
+  std::optional<bool> ignore_eos;
+};
+
+struct Options {
+  Command command = Command::kRun;
+  std::string model, tokenizer, load_format = "auto";
+  std::vector<std::string> input;
+  std::string output, run_dir, config_file;
+  int tp = 0, pp = 0, dp = 0;  // 0: planner
+  std::vector<int32_t> pp_layers;
+  std::string backend = "auto", dtype = "auto";
+  int64_t max_model_len = 0, max_num_seqs = 0, max_num_batched_tokens = 0, block_size = 0;  // 0: default
+  double gpu_memory_utilization = 0.94;
+  int64_t kv_cache_memory_bytes = 0;
+  int threads = 0;  // 0: this rank's share
+  std::string simd;
+  std::string partition = "balanced";
+  std::string replica_sampling;
+  int64_t limit = -1, skip = 0;
+  uint64_t seed = 0;
+  SamplingDefaults sampling;
+  std::string generation_config = "auto";
+  std::string field = "prompt", row_params = "auto";
+  std::optional<std::string> prompt;  // --prompt TEXT
+  bool return_token_ids = false;
+  std::string too_long = "error";
+  bool overwrite = false;
+  std::string errors_ok = "0", max_errors;
+  double step_timeout = 60.0;
+  std::string progress = "auto", log_level = "info", log_format = "text", report;
+  // plan
+  int plan_gpus = 0, plan_nodes = 1;
+  int64_t plan_gpu_memory = 0;
+  // tokenize
+  bool decode = false;
+
+  std::map<std::string, std::string> origin;  // long flag → "flag", "MPINFER_X", "file", "default"
+};
+
+// Parses argv; prints help or version and sets exit_now instead of throwing. Throws Error(kUsage).
+struct Parsed {
+  Options options;
+  bool exit_now = false;
+};
+Parsed parse_options(int argc, char** argv);
+
+std::string serialise(const Options& options);
+Options deserialise(const std::string& bytes);
+
+}  // namespace mpinfer::apps

@@ -1,0 +1,89 @@
+// ModelConfig: what a checkpoint is, as data. One short function per architectures[0] string fills it from config.json;
+// nothing after that asks for an architecture's name. Every number is range-checked while it is read:
+// a lie in config.json is Error(kModelRefused) naming the field, the value and the limit.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "lib/backend/backend.h"
+#include "lib/core/dtype.h"
+
+namespace mpinfer::model {
+
+enum class RopeKind : uint8_t { kDefault, kLinear, kLlama3, kYarn };
+
+struct RopeConfig {
+  RopeKind kind = RopeKind::kDefault;
+  double theta = 10000.0;
+  int32_t rotary_dim = 0;
+  double factor = 1.0;
+  double low_freq_factor = 1.0;   // llama3
+  double high_freq_factor = 4.0;  // llama3
+  double beta_fast = 32.0;        // yarn
+  double beta_slow = 1.0;         // yarn
+  double attention_factor = 1.0;  // multiplies cos and sin
+  int64_t original_max_positions = 0;
+};
+
+// Layers whose KV lives in one pool with one block table: full attention, or a sliding window.
+struct CacheGroup {
+  int32_t window = 0;  // 0: full
+};
+
+struct LayerConfig {
+  int32_t cache_group = 0;
+  bool rope = true;
+};
+
+struct ModelConfig {
+  std::string architecture;
+  int64_t hidden_size = 0;
+  int64_t intermediate_size = 0;
+  int32_t num_attention_heads = 0;
+  int32_t num_key_value_heads = 0;
+  int32_t head_dim = 0;
+  int64_t vocab_size = 0;
+  int64_t max_position_embeddings = 0;
+  float rms_norm_eps = 1e-6F;
+  bool tie_word_embeddings = false;
+  bool qkv_bias = false;
+  bool o_bias = false;
+  bool mlp_bias = false;
+  bool qk_norm = false;        // per head, before rope
+  bool fused_qkv = false;      // checkpoint has qkv_proj (Phi-3)
+  bool fused_gate_up = false;  // checkpoint has gate_up_proj (Phi-3)
+  backend::Activation activation = backend::Activation::kSilu;
+  float embedding_multiplier = 1.0F;
+  float residual_multiplier = 1.0F;
+  float attention_scale = 0.0F;  // already 1/sqrt(head_dim) where the config is silent
+  float logits_scale = 1.0F;     // logits are multiplied by it
+  RopeConfig rope;
+  std::vector<LayerConfig> layers;
+  std::vector<CacheGroup> cache_groups;
+  DType dtype = DType::kBF16;  // of the checkpoint
+  std::vector<int32_t> eos_token_ids;  // generation_config's list, else config's
+  int32_t bos_token_id = -1;
+
+  int32_t num_layers() const { return static_cast<int32_t>(layers.size()); }
+};
+
+// generation_config.json's sampling defaults, as far as they are given; -1 or NaN free: has_* says so.
+struct GenerationDefaults {
+  bool has_temperature = false, has_top_p = false, has_top_k = false, has_repetition_penalty = false;
+  bool do_sample = true;
+  float temperature = 1.0F, top_p = 1.0F, repetition_penalty = 1.0F;
+  int32_t top_k = 0;
+};
+
+// directory/config.json (≤ 4 MiB) and, if there, generation_config.json.
+ModelConfig load_model_config(const std::string& directory);
+GenerationDefaults load_generation_defaults(const std::string& path);
+
+// Throws Error(kUsage) listing the valid tp when tp does not divide the query heads, or neither of tp and the KV heads
+// divides the other.
+void require_valid_tp(const ModelConfig& config, int tp);
+std::vector<int> valid_tp(const ModelConfig& config, int limit);
+
+}  // namespace mpinfer::model
