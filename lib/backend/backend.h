@@ -196,6 +196,8 @@ class Backend {
   // ---- memory -------------------------------------------------------------------------------------------
   // Throws Error(kOutOfResource) naming the bytes asked for and free.
   virtual Buffer allocate(int64_t bytes) = 0;
+  // What Buffer's destructor calls, for memory of allocate and allocate_host alike; never throws.
+  virtual void release(void* data, int64_t bytes) noexcept = 0;
   virtual MemoryInfo memory_info() = 0;
   // Asynchronous for the CUDA backend when host memory is pinned (allocate_host). Ordered in the stream.
   virtual void upload(Stream stream, void* device, const void* host, int64_t bytes) = 0;
