@@ -1,5 +1,6 @@
-// Engine: one replica's share of the run, the same deterministic scheduler on every rank of it. Contract: README.md here.
-// Rank 0 of the replica (the leader) pulls requests and hands over completions; the others follow its control records.
+// Engine: one replica's share of the run, the same deterministic scheduler on every rank of it.
+// Contract: README.md here. Rank 0 of the replica (the leader) pulls requests and hands over
+// completions; the others follow its control records.
 #pragma once
 
 #include <cstdint>
@@ -39,7 +40,8 @@ class RequestSource {
     bool more_to_come = false;  // false: this was the last
   };
   virtual ~RequestSource() = default;
-  // At most limit requests, whose order is the order of admission. Empty with more_to_come: nothing is ready now.
+  // At most limit requests, whose order is the order of admission. Empty with more_to_come: nothing
+  // is ready now.
   virtual Pull pull(int32_t limit) = 0;
   // Asks the run to stop admitting (drain): waiting requests are given up, running ones finish.
   virtual bool drain_requested() { return false; }
@@ -56,8 +58,10 @@ class CompletionSink {
 class StopStringMatcher {
  public:
   virtual ~StopStringMatcher() = default;
-  // Called for every committed token of a request with stop strings, in order. The matched string once it is seen.
-  virtual std::optional<std::string> push(const Request& request, int32_t token_id, int32_t num_tokens) = 0;
+  // Called for every committed token of a request with stop strings, in order. The matched string
+  // once it is seen.
+  virtual std::optional<std::string> push(const Request& request, int32_t token_id,
+                                          int32_t num_tokens) = 0;
   virtual void forget(int64_t index) = 0;  // the sequence ended
 };
 
@@ -76,14 +80,15 @@ struct EngineStats {
   int64_t completion_tokens = 0;
   int64_t finished = 0;
   int64_t preemptions = 0;
-  int64_t surplus_rows = 0;  // rows computed for sequences that had ended
+  int64_t surplus_rows = 0;          // rows computed for sequences that had ended
   double first_token_seconds = 0.0;  // from the start of run(); 0: none
   double compute_seconds = 0.0;
   double wait_seconds = 0.0;  // waiting for peers
   double idle_seconds = 0.0;  // no work
 };
 
-// Everything is borrowed. pp_ring: ranks of this (dp, tp) by stage; replica: pp × tp ranks, 0 is the leader.
+// Everything is borrowed. pp_ring: ranks of this (dp, tp) by stage; replica: pp × tp ranks, 0 is
+// the leader.
 struct EngineParts {
   backend::Backend& backend;
   model::Transformer& transformer;
@@ -99,13 +104,13 @@ class Engine {
   Engine(const EngineOptions& options, const EngineParts& parts);
   ~Engine();
 
-  // Collective over the replica. source, sink and matcher are used on the leader only (null elsewhere).
-  // on_progress is called on the leader between steps, often; it must be cheap.
+  // Collective over the replica. source, sink and matcher are used on the leader only (null
+  // elsewhere). on_progress is called on the leader between steps, often; it must be cheap.
   EngineStats run(RequestSource* source, CompletionSink* sink, StopStringMatcher* matcher);
   Progress progress() const;
   // Bytes of device memory for the step's inputs, slots and residual buffers.
-  static int64_t buffer_bytes(const EngineOptions& options, const model::ModelConfig& config, int num_stages,
-                              DType activation);
+  static int64_t buffer_bytes(const EngineOptions& options, const model::ModelConfig& config,
+                              int num_stages, DType activation);
 
  private:
   struct Impl;

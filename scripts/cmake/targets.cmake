@@ -9,7 +9,8 @@ target_compile_options(mpinfer_flags INTERFACE
 target_link_options(mpinfer_flags INTERFACE -Wl,-z,relro,-z,now)
 if(MPINFER_SANITIZE)
   target_compile_options(mpinfer_flags INTERFACE
-    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer>)
+    $<$<COMPILE_LANGUAGE:CXX>:-fsanitize=address,undefined -fno-sanitize-recover=all -fno-omit-frame-pointer
+    -Wno-maybe-uninitialized>)
   target_link_options(mpinfer_flags INTERFACE -fsanitize=address,undefined)
 endif()
 

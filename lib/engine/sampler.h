@@ -1,0 +1,41 @@
+// Sampler: the host's part of drawing tokens: keys and parameters of each row, and the few logits
+// that penalties and min_tokens change. Counts follow the drawn ids as they arrive, ahead of their
+// commit; only rows that ask cost anything.
+#pragma once
+
+#include <cstdint>
+#include <span>
+#include <vector>
+
+#include "lib/backend/backend.h"
+#include "lib/engine/sequence.h"
+#include "lib/model/lm_head.h"
+
+namespace mpinfer::engine {
+
+class Sampler {
+ public:
+  Sampler(backend::Backend& backend, uint64_t run_seed, std::vector<int32_t> eos_token_ids,
+          int32_t max_rows, int32_t ring);
+
+  // Whether a row of the plan needs the ids of every earlier plan of its sequence on the host.
+  static bool needs_history(const StepPlan& plan);
+  // The ids that plan drew; in plan order.
+  void observe(const StepPlan& plan, std::span<const int32_t> ids);
+  // Device arrays for rows [num_greedy, num_logit_rows) of the plan.
+  model::SamplingInput prepare(backend::Stream stream, const StepPlan& plan);
+
+ private:
+  void add_adjustments(std::vector<backend::LogitAdjustment>& out, const PlanEntry& entry) const;
+
+  struct Staging {
+    backend::Buffer host;
+    backend::Buffer device;
+  };
+  backend::Backend& backend_;
+  uint64_t run_seed_;
+  std::vector<int32_t> eos_token_ids_;
+  std::vector<Staging> ring_;
+};
+
+}  // namespace mpinfer::engine

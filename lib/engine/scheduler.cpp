@@ -1,0 +1,296 @@
+#include "lib/engine/scheduler.h"
+
+#include <algorithm>
+
+#include "lib/core/error.h"
+
+namespace mpinfer::engine {
+
+Scheduler::Scheduler(SchedulerOptions options, SchedulerObserver* observer)
+    : options_(std::move(options)),
+      observer_(observer),
+      blocks_(options_.block_size, options_.num_blocks, options_.windows,
+              options_.max_num_batched_tokens),
+      lane_counts_(static_cast<size_t>(options_.num_lanes), 0) {
+  MPINFER_CHECK(options_.num_lanes > 0 && options_.max_num_seqs > 0);
+  MPINFER_CHECK(options_.max_num_batched_tokens >= options_.max_num_seqs,
+                "{} tokens a step for {} sequences", options_.max_num_batched_tokens,
+                options_.max_num_seqs);
+  for (int32_t slot = options_.max_num_seqs - 1; slot >= 0; --slot) free_slots_.push_back(slot);
+}
+
+void Scheduler::apply(ControlRecord record) {
+  for (Request& request : record.requests) {
+    auto sequence = std::make_shared<Sequence>();
+    sequence->id = next_id_++;
+    sequence->request = std::move(request);
+    sequence->prefill_target = sequence->num_prompt();
+    by_id_.emplace(sequence->id, sequence);
+    waiting_.push_back(std::move(sequence));
+  }
+  for (const StopVerdict& verdict : record.verdicts) {
+    const auto found = by_id_.find(verdict.sequence_id);
+    if (found != by_id_.end()) end(SequencePtr(found->second), EndReason::kStopString, -1);
+  }
+  no_more_ = no_more_ || record.no_more;
+  if (record.drain) {
+    drain_ = true;
+    while (!waiting_.empty()) end(SequencePtr(waiting_.back()), EndReason::kDropped, -1);
+  }
+}
+
+bool Scheduler::is_stop_token(const Sequence& sequence, int32_t token_id) const {
+  const auto contains = [token_id](const std::vector<int32_t>& ids) {
+    return std::find(ids.begin(), ids.end(), token_id) != ids.end();
+  };
+  const SamplingParams& sampling = sequence.request.sampling;
+  return contains(sampling.stop_token_ids) ||
+         (!sampling.ignore_eos && contains(options_.eos_token_ids));
+}
+
+void Scheduler::commit(const StepPlan& plan, std::span<const int32_t> ids) {
+  MPINFER_CHECK(ids.size() == plan.logit_entries.size(), "plan {}: {} ids for {} rows", plan.number,
+                ids.size(), plan.logit_entries.size());
+  for (size_t i = 0; i < ids.size(); ++i) {
+    const SequencePtr& sequence = plan.entries[static_cast<size_t>(plan.logit_entries[i])].sequence;
+    const int32_t id = ids[i];
+    mix(static_cast<uint64_t>(static_cast<uint32_t>(id)));
+    --sequence->in_flight;
+    --in_flight_;
+    if (sequence->state == SequenceState::kFinished) {
+      ++num_surplus_rows_;
+      continue;
+    }
+    if (id < 0) {
+      end(sequence, EndReason::kNan, -1);
+      continue;
+    }
+    sequence->output.push_back(id);
+    if (observer_ != nullptr) observer_->committed(*sequence, id);
+    const auto length = static_cast<int32_t>(sequence->output.size());
+    if (is_stop_token(*sequence, id) && length > sequence->request.sampling.min_tokens) {
+      end(sequence, EndReason::kStopToken, id);
+    } else if (length >= sequence->request.sampling.max_tokens) {
+      end(sequence, EndReason::kLength, -1);
+    }
+  }
+}
+
+void Scheduler::leave_running(Sequence& sequence) {
+  blocks_.release(sequence);
+  free_slots_.push_back(sequence.slot);
+  --lane_counts_[static_cast<size_t>(sequence.lane)];
+  sequence.slot = -1;
+  sequence.lane = -1;
+}
+
+void Scheduler::end(const SequencePtr& sequence, EndReason reason, int32_t stop_token_id) {
+  if (sequence->state == SequenceState::kRunning) {
+    running_.erase(std::find(running_.begin(), running_.end(), sequence));
+    leave_running(*sequence);
+  } else {
+    waiting_.erase(std::find(waiting_.begin(), waiting_.end(), sequence));
+  }
+  sequence->state = SequenceState::kFinished;
+  by_id_.erase(sequence->id);
+  if (reason == EndReason::kStopToken || reason == EndReason::kLength ||
+      reason == EndReason::kStopString) {
+    admission_.on_finished(*sequence);
+  }
+  if (observer_ != nullptr) observer_->ended(*sequence, reason, stop_token_id);
+}
+
+bool Scheduler::finished() const {
+  return no_more_ && !has_work() && in_flight_ == 0;
+}
+
+StepPlan Scheduler::make_plan(int64_t number) {
+  StepPlan plan;
+  plan.number = number;
+  plan_decodes(plan);
+  plan_prefills(plan);
+  admit(plan);
+  seal(plan);
+  return plan;
+}
+
+void Scheduler::plan_decodes(StepPlan& plan) {
+  const auto lane = static_cast<int32_t>(plan.number % options_.num_lanes);
+  for (size_t i = 0; i < running_.size(); ++i) {
+    const SequencePtr sequence = running_[i];
+    if (sequence->lane != lane || !sequence->prefilled()) continue;
+    if (sequence->num_sampled >= sequence->request.sampling.max_tokens) continue;
+    if (make_room(plan, sequence, sequence->num_computed + 1)) add_entry(plan, sequence, 1);
+  }
+}
+
+// With several lanes, pending prompts are dealt evenly over the next plans, so that no stage waits
+// for one long step.
+int64_t Scheduler::prefill_budget(const StepPlan& plan) const {
+  int64_t budget = options_.max_num_batched_tokens - plan.num_rows;
+  if (options_.num_lanes > 1) {
+    int64_t pending = 0;
+    for (const auto& sequence : running_)
+      pending += std::max(0, sequence->prefill_target - sequence->num_computed);
+    for (const auto& sequence : waiting_) pending += sequence->prefill_target;
+    constexpr int64_t kSmallestShare = 64;
+    budget = std::min(
+        budget, std::max(kSmallestShare, (pending + options_.num_lanes - 1) / options_.num_lanes));
+  }
+  return budget;
+}
+
+void Scheduler::plan_prefills(StepPlan& plan) {
+  const auto lane = static_cast<int32_t>(plan.number % options_.num_lanes);
+  int64_t budget = prefill_budget(plan);
+  for (size_t i = 0; i < running_.size() && budget > 0; ++i) {
+    const SequencePtr sequence = running_[i];
+    if (sequence->lane != lane || sequence->prefilled()) continue;
+    const auto rows = static_cast<int32_t>(
+        std::min<int64_t>(budget, sequence->prefill_target - sequence->num_computed));
+    if (!make_room(plan, sequence, sequence->num_computed + rows)) continue;
+    add_entry(plan, sequence, rows);
+    budget -= rows;
+  }
+}
+
+bool Scheduler::lane_has_room(int32_t lane) const {
+  const int64_t all = std::min<int64_t>(options_.max_num_seqs, num_running() + num_waiting());
+  return lane_counts_[static_cast<size_t>(lane)] <
+         (all + options_.num_lanes - 1) / options_.num_lanes;
+}
+
+int64_t Scheduler::expected_blocks(const Sequence& sequence, size_t group) const {
+  return blocks_.peak_blocks(
+      group, int64_t{sequence.num_prompt()} + admission_.expected_completion(sequence));
+}
+
+std::vector<int64_t> Scheduler::spare_blocks() const {
+  std::vector<int64_t> spare;
+  for (size_t group = 0; group < blocks_.num_groups(); ++group) {
+    int64_t free = blocks_.num_free(group);
+    for (const auto& sequence : running_) {
+      free -= std::max<int64_t>(
+          0, expected_blocks(*sequence, group) - blocks_.held_blocks(*sequence, group));
+    }
+    // A hundredth stays free for guesses that were too low, unless nothing runs.
+    spare.push_back(running_.empty() ? free : free - blocks_.num_total(group) / 100);
+  }
+  return spare;
+}
+
+void Scheduler::admit(StepPlan& plan) {
+  if (drain_) return;
+  const auto lane = static_cast<int32_t>(plan.number % options_.num_lanes);
+  int64_t budget = prefill_budget(plan);
+  std::vector<int64_t> spare = waiting_.empty() ? std::vector<int64_t>() : spare_blocks();
+  while (!waiting_.empty() && budget > 0 && !free_slots_.empty() && lane_has_room(lane)) {
+    const SequencePtr sequence = waiting_.front();
+    if (sequence->in_flight > 0)
+      return;  // preempted: its last tokens are not known to every rank yet
+    // Alone, a sequence may try with less than its reserve; make_room ends it if its KV can never
+    // fit.
+    bool fits = true;
+    for (size_t group = 0; group < spare.size(); ++group) {
+      spare[group] -= expected_blocks(*sequence, group);
+      fits = fits && spare[group] >= 0;
+    }
+    if (!fits && !running_.empty()) return;
+    waiting_.pop_front();
+    sequence->state = SequenceState::kRunning;
+    sequence->prefill_target =
+        sequence->num_prompt() + static_cast<int32_t>(sequence->output.size());
+    sequence->num_computed = 0;
+    sequence->lane = lane;
+    sequence->slot = free_slots_.back();
+    free_slots_.pop_back();
+    ++lane_counts_[static_cast<size_t>(lane)];
+    running_.push_back(sequence);
+    const auto rows = static_cast<int32_t>(std::min<int64_t>(budget, sequence->prefill_target));
+    if (!make_room(plan, sequence, rows)) return;
+    add_entry(plan, sequence, rows);
+    budget -= rows;
+  }
+}
+
+bool Scheduler::make_room(StepPlan& plan, const SequencePtr& sequence, int32_t num_positions) {
+  while (!blocks_.extend(*sequence, num_positions)) {
+    if (running_.size() == 1) {
+      end(sequence, EndReason::kKvExhausted, -1);
+      return false;
+    }
+    const bool itself = running_.back() == sequence;
+    preempt_youngest(plan);
+    if (itself) return false;
+  }
+  return true;
+}
+
+void Scheduler::add_entry(StepPlan& plan, const SequencePtr& sequence, int32_t num_rows) {
+  PlanEntry entry;
+  entry.sequence = sequence;
+  entry.num_rows = num_rows;
+  entry.first_position = sequence->num_computed;
+  entry.slot = sequence->slot;
+  entry.decode = sequence->prefilled();
+  entry.completion_position = sequence->num_sampled;
+  sequence->num_computed += num_rows;
+  entry.samples = sequence->prefilled();
+  if (entry.samples) {
+    ++sequence->num_sampled;
+    ++sequence->in_flight;
+    ++in_flight_;
+  }
+  plan.num_rows += num_rows;
+  plan.entries.push_back(std::move(entry));
+}
+
+void Scheduler::remove_entry(StepPlan& plan, const SequencePtr& sequence) {
+  const auto entry = std::find_if(plan.entries.begin(), plan.entries.end(),
+                                  [&](const PlanEntry& e) { return e.sequence == sequence; });
+  if (entry == plan.entries.end()) return;
+  sequence->num_computed -= entry->num_rows;
+  plan.num_rows -= entry->num_rows;
+  if (entry->samples) {
+    --sequence->num_sampled;
+    --sequence->in_flight;
+    --in_flight_;
+  }
+  plan.entries.erase(entry);
+}
+
+void Scheduler::preempt_youngest(StepPlan& plan) {
+  const SequencePtr sequence = running_.back();
+  remove_entry(plan, sequence);
+  running_.pop_back();
+  leave_running(*sequence);
+  sequence->state = SequenceState::kPreempted;
+  waiting_.push_front(sequence);
+  ++num_preemptions_;
+  admission_.on_preempted();
+}
+
+void Scheduler::seal(StepPlan& plan) {
+  std::vector<int32_t> drawn_with_logits;
+  mix(static_cast<uint64_t>(plan.number));
+  for (size_t i = 0; i < plan.entries.size(); ++i) {
+    PlanEntry& entry = plan.entries[i];
+    const Sequence& sequence = *entry.sequence;
+    entry.blocks = sequence.blocks;
+    plan.num_decodes += entry.decode ? 1 : 0;
+    mix(static_cast<uint64_t>(sequence.id));
+    mix(static_cast<uint64_t>(entry.num_rows));
+    mix(static_cast<uint64_t>(entry.slot));
+    if (!entry.samples) continue;
+    const SamplingParams& sampling = sequence.request.sampling;
+    const bool plain = sampling.greedy() && !sampling.penalised() &&
+                       entry.completion_position >= sampling.min_tokens;
+    (plain ? plan.logit_entries : drawn_with_logits).push_back(static_cast<int32_t>(i));
+  }
+  plan.num_greedy = static_cast<int32_t>(plan.logit_entries.size());
+  plan.logit_entries.insert(plan.logit_entries.end(), drawn_with_logits.begin(),
+                            drawn_with_logits.end());
+  plan.hash = hash_;
+}
+
+}  // namespace mpinfer::engine

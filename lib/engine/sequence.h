@@ -1,0 +1,73 @@
+// Sequence: the engine's state of one request, and StepPlan: what one numbered step computes. Both
+// are the same on every rank of a replica; neither holds anything of a device, a clock or a rank.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <vector>
+
+#include "lib/core/request.h"
+#include "lib/core/result.h"
+
+namespace mpinfer::engine {
+
+enum class SequenceState : uint8_t { kWaiting, kRunning, kPreempted, kFinished };
+
+struct Sequence {
+  int64_t id = 0;  // order of arrival in the replica
+  Request request;
+  SequenceState state = SequenceState::kWaiting;
+
+  std::vector<int32_t> output;  // committed completion tokens
+  int32_t num_computed = 0;     // positions whose KV is written by plans made so far
+  int32_t prefill_target = 0;   // positions to compute from known tokens; decoding starts there
+  int32_t num_sampled = 0;  // completion tokens drawn by plans made so far, committed or in flight
+  int32_t in_flight = 0;    // drawn and not yet committed
+  int32_t lane = -1;
+  int32_t slot = -1;
+  std::vector<std::vector<int32_t>>
+      blocks;  // [cache group][block of the sequence], -1: freed behind the window
+  // Tokens of the context → times drawn so far, in flight included. Kept by the sampler, for
+  // penalised requests only; no decision of the scheduler reads it.
+  std::map<int32_t, int32_t> drawn_counts;
+
+  int32_t num_prompt() const { return static_cast<int32_t>(request.prompt_token_ids.size()); }
+  bool prefilled() const { return num_computed >= prefill_target; }
+  int32_t known_token(int32_t position) const {
+    const auto at = static_cast<size_t>(position);
+    const auto& prompt = request.prompt_token_ids;
+    return at < prompt.size() ? prompt[at] : output[at - prompt.size()];
+  }
+};
+
+using SequencePtr = std::shared_ptr<Sequence>;
+
+// The rows of one sequence in a step: positions [first_position, first_position + num_rows).
+struct PlanEntry {
+  SequencePtr sequence;
+  int32_t num_rows = 0;
+  int32_t first_position = 0;
+  int32_t slot = -1;
+  bool decode = false;   // the one row's token is the slot's last token, on the device
+  bool samples = false;  // the last row draws completion token number completion_position
+  int32_t completion_position = 0;
+  std::vector<std::vector<int32_t>> blocks;  // block tables as of this plan, per cache group
+
+  int32_t context_len() const { return first_position + num_rows; }
+};
+
+struct StepPlan {
+  int64_t number = 0;
+  std::vector<PlanEntry> entries;      // decode rows first, then prefill chunks
+  std::vector<int32_t> logit_entries;  // entries that draw: plain greedy ones first
+  int32_t num_greedy = 0;              // how many of logit_entries need only an argmax
+  int32_t num_decodes = 0;
+  int64_t num_rows = 0;
+  uint64_t hash = 0;  // of everything decided so far, this plan included
+
+  int64_t num_logit_rows() const { return static_cast<int64_t>(logit_entries.size()); }
+  bool empty() const { return entries.empty(); }
+};
+
+}  // namespace mpinfer::engine
