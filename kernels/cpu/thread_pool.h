@@ -1,0 +1,55 @@
+// A fork-join pool for loops of a few microseconds and more: workers spin briefly for the next
+// loop, then sleep. The caller works too. Which thread runs which task is not fixed, so a task's
+// result must not depend on it. Tasks must not throw and must not call run().
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+#include <thread>
+#include <vector>
+
+namespace mpinfer::kernels::cpu {
+
+class ThreadPool {
+ public:
+  explicit ThreadPool(int threads);
+  ~ThreadPool();
+  ThreadPool(const ThreadPool&) = delete;
+  ThreadPool& operator=(const ThreadPool&) = delete;
+
+  int size() const { return static_cast<int>(workers_.size()) + 1; }
+
+  // Calls task(index, thread) for every index in [0, count), thread in [0, size()); returns when
+  // all are done.
+  template <class Task>
+  void run(int64_t count, const Task& task) {
+    if (count <= 1 || workers_.empty()) {
+      for (int64_t i = 0; i < count; ++i) task(i, 0);
+      return;
+    }
+    fork_join(
+        count,
+        [](const void* context, int64_t index, int thread) {
+          (*static_cast<const Task*>(context))(index, thread);
+        },
+        &task);
+  }
+
+ private:
+  using Call = void (*)(const void* context, int64_t index, int thread);
+
+  void fork_join(int64_t count, Call call, const void* context);
+  void work(int thread);
+  void drain(int thread);
+
+  std::vector<std::thread> workers_;
+  Call call_ = nullptr;
+  const void* context_ = nullptr;
+  int64_t count_ = 0;
+  alignas(64) std::atomic<int64_t> next_{0};
+  alignas(64) std::atomic<uint32_t> generation_{0};
+  alignas(64) std::atomic<int32_t> busy_{0};
+  std::atomic<bool> stop_{false};
+};
+
+}  // namespace mpinfer::kernels::cpu

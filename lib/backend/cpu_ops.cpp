@@ -1,0 +1,410 @@
+// The model's ops of the CPU backend: shape checks, the split over threads, calls into kernels/cpu.
+#include <algorithm>
+#include <cstring>
+#include <limits>
+
+#include "lib/backend/cpu_backend_impl.h"
+#include "lib/core/philox.h"
+
+namespace mpinfer::backend {
+namespace {
+
+namespace cpu = kernels::cpu;
+
+constexpr int64_t kPackedFloats = int64_t{1}
+                                  << 18;           // 1 MiB of packed rows: half of a usual L2 cache
+constexpr int64_t kSerialWork = int64_t{1} << 17;  // multiply-adds that are not worth a fork
+constexpr int64_t kQueriesAtOnce = 48;
+
+cpu::Gate gate_of(Activation activation) {
+  switch (activation) {
+    case Activation::kSilu:
+      return cpu::Gate::kSilu;
+    case Activation::kGelu:
+      return cpu::Gate::kGelu;
+    case Activation::kGeluTanh:
+      return cpu::Gate::kGeluTanh;
+  }
+  return cpu::Gate::kSilu;
+}
+
+// Larger value first, then lower id.
+bool better(float value, int32_t id, const MaxPair& than) {
+  return value > than.value || (value == than.value && id < than.id);
+}
+
+// Bans → bias → repetition → frequency → presence. False: the row holds a NaN.
+bool adjust(float* logits, const SampleRow& row, std::span<const LogitAdjustment> adjustments) {
+  for (const LogitAdjustment& a : adjustments) {
+    float x = logits[a.token];
+    if (x != x) return false;
+    if (a.banned != 0) {
+      logits[a.token] = -std::numeric_limits<float>::infinity();
+      continue;
+    }
+    x += a.bias;
+    if (a.in_context != 0) {
+      x = x > 0.0F ? x / row.repetition_penalty : x * row.repetition_penalty;
+    }
+    if (a.output_count > 0) {
+      x -= row.frequency_penalty * static_cast<float>(a.output_count);
+      x -= row.presence_penalty;
+    }
+    logits[a.token] = x;
+  }
+  return true;
+}
+
+}  // namespace
+
+void CpuBackend::embedding(Stream, const Matrix& out, const Weight& table, const int32_t* ids,
+                           int32_t first_id, float scale) {
+  check_f32(out, "out");
+  check_weight(table);
+  MPINFER_CHECK(out.cols == table.in_features, "{} columns from a table of {}", out.cols,
+                table.in_features);
+  const int64_t width = kernels_.panel_width;
+  for_rows(out.rows, 8 * out.cols, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      float* to = out.row<float>(r);
+      const int64_t id = int64_t{ids[r]} - first_id;
+      if (id < 0 || id >= table.out_features) {
+        std::fill_n(to, out.cols, 0.0F);
+        continue;
+      }
+      const int64_t at =
+          id / width * width * out.cols + kernels_.panel_position(table.dtype, id % width);
+      if (table.dtype == DType::kF32) {
+        const float* from = static_cast<const float*>(table.data) + at;
+        for (int64_t c = 0; c < out.cols; ++c) to[c] = scale * from[c * width];
+      } else {
+        const uint16_t* from = static_cast<const uint16_t*>(table.data) + at;
+        const auto widen = table.dtype == DType::kBF16 ? float_from_bf16 : float_from_f16;
+        for (int64_t c = 0; c < out.cols; ++c) to[c] = scale * widen(from[c * width]);
+      }
+    }
+  });
+}
+
+void CpuBackend::rms_norm(Stream, const Matrix& out, const Matrix& x, const void* weight,
+                          float eps) {
+  check_f32(out, "out");
+  check_f32(x, "x");
+  check_same_shape(out, x);
+  const cpu::NormArgs args = {.out = out.row<float>(0),
+                              .out_stride = out.stride,
+                              .x = x.row<float>(0),
+                              .x_stride = x.stride,
+                              .weight = static_cast<const float*>(weight),
+                              .eps = eps,
+                              .cols = x.cols};
+  for_rows(x.rows, x.cols, [&](int64_t begin, int64_t end) { kernels_.norm(args, begin, end); });
+}
+
+void CpuBackend::add_rms_norm(Stream, const Matrix& out, const Matrix& residual, const Matrix& x,
+                              float scale, const void* weight, float eps) {
+  check_f32(out, "out");
+  check_f32(residual, "residual");
+  check_f32(x, "x");
+  check_same_shape(residual, x);
+  check_same_shape(out, x);
+  const cpu::NormArgs args = {.out = out.row<float>(0),
+                              .out_stride = out.stride,
+                              .x = x.row<float>(0),
+                              .x_stride = x.stride,
+                              .residual = residual.row<float>(0),
+                              .residual_stride = residual.stride,
+                              .scale = scale,
+                              .weight = static_cast<const float*>(weight),
+                              .eps = eps,
+                              .cols = x.cols};
+  for_rows(x.rows, x.cols, [&](int64_t begin, int64_t end) { kernels_.norm(args, begin, end); });
+}
+
+void CpuBackend::add(Stream, const Matrix& residual, const Matrix& x, float scale) {
+  check_f32(residual, "residual");
+  check_f32(x, "x");
+  check_same_shape(residual, x);
+  const cpu::NormArgs args = {.x = x.row<float>(0),
+                              .x_stride = x.stride,
+                              .residual = residual.row<float>(0),
+                              .residual_stride = residual.stride,
+                              .scale = scale,
+                              .cols = x.cols};
+  for_rows(x.rows, x.cols, [&](int64_t begin, int64_t end) { kernels_.norm(args, begin, end); });
+}
+
+// Rows of A that are packed at once: pieces of nearly equal height.
+int64_t CpuBackend::rows_at_once(int64_t rows, int64_t depth) const {
+  const int64_t tile = kernels_.row_tile;
+  const int64_t most = std::max(tile, kPackedFloats / depth / tile * tile);
+  const int64_t pieces = (rows + most - 1) / most;
+  return ((rows + pieces - 1) / pieces + tile - 1) / tile * tile;
+}
+
+const float* CpuBackend::pack(const Matrix& a) {
+  const cpu::RowTiles tiles = {.rows = a.rows, .row_tile = kernels_.row_tile};
+  const auto floats = static_cast<size_t>(a.rows * a.cols);
+  if (packed_a_.size() < floats) packed_a_.resize(floats);
+  for_rows(tiles.count(), tiles.row_tile * a.cols, [&](int64_t begin, int64_t end) {
+    for (int64_t t = begin; t < end; ++t) {
+      kernels_.pack_a(packed_a_.data() + tiles.begin(t) * a.cols, a.row<float>(tiles.begin(t)),
+                      a.stride, tiles.size(t), a.cols);
+    }
+  });
+  return packed_a_.data();
+}
+
+void CpuBackend::multiply(const Matrix& out, const Matrix& a, const Weight& weight,
+                          const float* bias, float scale) {
+  check_f32(out, "out");
+  check_f32(a, "a");
+  check_weight(weight);
+  MPINFER_CHECK(
+      out.rows == a.rows && out.cols == weight.out_features && a.cols == weight.in_features,
+      "[{}, {}] = [{}, {}] times [{}, {}] transposed", out.rows, out.cols, a.rows, a.cols,
+      weight.out_features, weight.in_features);
+  if (a.rows == 0) return;
+  const int64_t width = kernels_.panel_width;
+  const int64_t panels = (weight.out_features + width - 1) / width;
+  const int64_t at_once = rows_at_once(a.rows, a.cols);
+  for (int64_t begin = 0; begin < a.rows; begin += at_once) {
+    const int64_t rows = std::min(at_once, a.rows - begin);
+    const cpu::GemmArgs args = {.out = out.row<float>(begin),
+                                .out_stride = out.stride,
+                                .packed_a = pack(a.slice_rows(begin, rows)),
+                                .rows = rows,
+                                .depth = a.cols,
+                                .out_features = weight.out_features,
+                                .panels = weight.data,
+                                .dtype = weight.dtype,
+                                .bias = bias,
+                                .scale = scale};
+    const bool serial = rows * args.depth * args.out_features < kSerialWork;
+    const int64_t wanted = serial ? 1 : 8 * pool_.size();
+    const int64_t chunk = ((panels + wanted - 1) / wanted + 3) / 4 * 4;
+    pool_.run((panels + chunk - 1) / chunk, [&](int64_t i, int) {
+      kernels_.gemm(args, i * chunk, std::min((i + 1) * chunk, panels));
+    });
+  }
+}
+
+void CpuBackend::gemm(Stream, const Matrix& out, const Matrix& a, const Weight& weight,
+                      const void* bias) {
+  multiply(out, a, weight, static_cast<const float*>(bias), 1.0F);
+}
+
+void CpuBackend::lm_head_logits(Stream, const Matrix& logits, const Matrix& x, const Weight& weight,
+                                float scale) {
+  multiply(logits, x, weight, nullptr, scale);
+}
+
+void CpuBackend::qk_norm_rope_write_kv(Stream, const QkNormRopeWriteKv& args) {
+  check_f32(args.qkv, "qkv");
+  const int64_t heads = args.num_q_heads + 2 * int64_t{args.kv.num_kv_heads};
+  MPINFER_CHECK(args.kv.dtype == DType::kF32, "KV of {}", name_of(args.kv.dtype));
+  MPINFER_CHECK(args.qkv.cols == heads * args.kv.head_dim, "{} columns for {} heads of {}",
+                args.qkv.cols, heads, args.kv.head_dim);
+  MPINFER_CHECK(args.rope.cos_sin == nullptr ||
+                    (args.rope.rotary_dim <= args.kv.head_dim && args.rope.rotary_dim % 2 == 0),
+                "rotary dim {} of head dim {}", args.rope.rotary_dim, args.kv.head_dim);
+  const cpu::RopeWriteArgs kernel_args = {.qkv = args.qkv.row<float>(0),
+                                          .qkv_stride = args.qkv.stride,
+                                          .num_q_heads = args.num_q_heads,
+                                          .num_kv_heads = args.kv.num_kv_heads,
+                                          .head_dim = args.kv.head_dim,
+                                          .q_norm = static_cast<const float*>(args.q_norm),
+                                          .k_norm = static_cast<const float*>(args.k_norm),
+                                          .norm_eps = args.norm_eps,
+                                          .cos_sin = args.rope.cos_sin,
+                                          .rotary_dim = args.rope.rotary_dim,
+                                          .positions = args.positions,
+                                          .slot_mapping = args.slot_mapping,
+                                          .k = static_cast<float*>(args.kv.k),
+                                          .v = static_cast<float*>(args.kv.v),
+                                          .block_stride = args.kv.block_stride,
+                                          .head_stride = args.kv.head_stride,
+                                          .token_stride = args.kv.token_stride,
+                                          .block_size = args.kv.block_size};
+  for_rows(args.qkv.rows, args.qkv.cols,
+           [&](int64_t begin, int64_t end) { kernels_.rope_write(kernel_args, begin, end); });
+}
+
+void CpuBackend::attention(Stream, const Matrix& out, const Matrix& q, const KvView& kv,
+                           const AttentionBatch& batch, const AttentionOptions& options) {
+  check_f32(out, "out");
+  check_f32(q, "q");
+  check_same_shape(out, q);
+  const int64_t width = int64_t{kv.num_kv_heads} * kv.head_dim;
+  MPINFER_CHECK(kv.dtype == DType::kF32 && kv.head_dim <= cpu::kMaxHeadDim, "KV of {}, head dim {}",
+                name_of(kv.dtype), kv.head_dim);
+  MPINFER_CHECK(width > 0 && q.cols % width == 0, "{} columns of q for {} KV heads of {}", q.cols,
+                kv.num_kv_heads, kv.head_dim);
+  const auto sequences = static_cast<size_t>(batch.num_sequences);
+  MPINFER_CHECK(batch.host_cu_seqlens_q.size() == sequences + 1 &&
+                    batch.host_context_lens.size() == sequences,
+                "{} sequences, {} lengths of context", sequences, batch.host_context_lens.size());
+  const cpu::AttentionArgs args = {.out = out.row<float>(0),
+                                   .out_stride = out.stride,
+                                   .q = q.row<float>(0),
+                                   .q_stride = q.stride,
+                                   .k = static_cast<const float*>(kv.k),
+                                   .v = static_cast<const float*>(kv.v),
+                                   .block_stride = kv.block_stride,
+                                   .head_stride = kv.head_stride,
+                                   .token_stride = kv.token_stride,
+                                   .block_size = kv.block_size,
+                                   .head_dim = kv.head_dim,
+                                   .group = q.cols / width,
+                                   .scale = options.scale,
+                                   .window = options.window,
+                                   .sinks = options.sinks,
+                                   .softcap = options.softcap};
+  const int64_t rows_at_once = std::max<int64_t>(1, kQueriesAtOnce / args.group);
+  tasks_.clear();
+  for (size_t s = sequences; s-- > 0;) {  // prefill chunks, the longest tasks, first
+    const int64_t first = batch.host_cu_seqlens_q[s];
+    const int64_t rows = batch.host_cu_seqlens_q[s + 1] - first;
+    const int64_t context = batch.host_context_lens[s];
+    MPINFER_CHECK(rows >= 0 && rows <= context && first + rows <= q.rows,
+                  "sequence {} has {} rows, context {}", s, rows, context);
+    for (int64_t r = (rows - 1) / rows_at_once * rows_at_once; r >= 0 && rows > 0;
+         r -= rows_at_once) {
+      for (int64_t head = 0; head < kv.num_kv_heads; ++head) {
+        tasks_.push_back(
+            {.block_table = batch.block_table + static_cast<int64_t>(s) * batch.block_table_stride,
+             .kv_head = head,
+             .first_row = first + r,
+             .num_rows = std::min(rows_at_once, rows - r),
+             .first_position = context - rows + r});
+      }
+    }
+  }
+  const auto floats =
+      static_cast<size_t>(kernels_.attention_scratch(kv.head_dim, rows_at_once * args.group));
+  for (ThreadMemory& memory : memory_) {
+    if (memory.floats.size() < floats) memory.floats.resize(floats);
+  }
+  pool_.run(static_cast<int64_t>(tasks_.size()), [&](int64_t i, int thread) {
+    kernels_.attention(args, tasks_[static_cast<size_t>(i)],
+                       memory_[static_cast<size_t>(thread)].floats.data());
+  });
+}
+
+void CpuBackend::gated_activation(Stream, const Matrix& out, const Matrix& gate_up,
+                                  Activation activation) {
+  check_f32(out, "out");
+  check_f32(gate_up, "gate_up");
+  MPINFER_CHECK(out.rows == gate_up.rows && 2 * out.cols == gate_up.cols, "[{}, {}] from [{}, {}]",
+                out.rows, out.cols, gate_up.rows, gate_up.cols);
+  const cpu::Gate gate = gate_of(activation);
+  for_rows(out.rows, 4 * out.cols, [&](int64_t begin, int64_t end) {
+    for (int64_t r = begin; r < end; ++r) {
+      kernels_.gated(out.row<float>(r), gate_up.row<float>(r), out.cols, gate);
+    }
+  });
+}
+
+void CpuBackend::lm_head_max(Stream, MaxPair* out, const Matrix& x, const Weight& weight,
+                             int32_t first_id) {
+  check_f32(x, "x");
+  check_weight(weight);
+  MPINFER_CHECK(x.cols == weight.in_features, "{} columns times a weight of {}", x.cols,
+                weight.in_features);
+  if (x.rows == 0) return;
+  const int64_t at_once = rows_at_once(x.rows, x.cols);
+  for (int64_t begin = 0; begin < x.rows; begin += at_once) {
+    const int64_t rows = std::min(at_once, x.rows - begin);
+    max_of_rows(out + begin,
+                {.packed_a = pack(x.slice_rows(begin, rows)),
+                 .rows = rows,
+                 .depth = x.cols,
+                 .out_features = weight.out_features,
+                 .panels = weight.data,
+                 .dtype = weight.dtype},
+                first_id);
+  }
+}
+
+void CpuBackend::max_of_rows(MaxPair* out, const cpu::GemmArgs& args, int32_t first_id) {
+  constexpr float kLowest = -std::numeric_limits<float>::infinity();
+  constexpr int32_t kNoId = std::numeric_limits<int32_t>::max();
+  const int64_t width = kernels_.panel_width;
+  const int64_t scratch = kernels_.row_tile * width;
+  const auto lanes = static_cast<size_t>(args.rows * width);
+  for (ThreadMemory& memory : memory_) {
+    memory.floats.resize(std::max(memory.floats.size(), static_cast<size_t>(scratch) + lanes));
+    std::fill_n(memory.floats.begin() + scratch, lanes, kLowest);
+    memory.ids.assign(lanes, kNoId);
+    memory.flags.assign(static_cast<size_t>(args.rows), 0);
+  }
+  const int64_t panels = (args.out_features + width - 1) / width;
+  const int64_t chunk = std::max<int64_t>(1, panels / (16 * pool_.size()));
+  pool_.run((panels + chunk - 1) / chunk, [&](int64_t i, int thread) {
+    ThreadMemory& memory = memory_[static_cast<size_t>(thread)];
+    const cpu::MaxState state = {.best = memory.floats.data() + scratch,
+                                 .id = memory.ids.data(),
+                                 .has_nan = memory.flags.data()};
+    kernels_.gemm_max(args, state, memory.floats.data(), first_id, i * chunk,
+                      std::min((i + 1) * chunk, panels));
+  });
+  for (int64_t r = 0; r < args.rows; ++r) {
+    MaxPair best = {.value = kLowest, .id = first_id};
+    bool has_nan = false;
+    for (const ThreadMemory& memory : memory_) {
+      has_nan = has_nan || memory.flags[static_cast<size_t>(r)] != 0;
+      for (int64_t j = r * width; j < (r + 1) * width; ++j) {
+        const float value = memory.floats[static_cast<size_t>(scratch + j)];
+        const int32_t id = memory.ids[static_cast<size_t>(j)];
+        if (id != kNoId && better(value, id, best)) best = {.value = value, .id = id};
+      }
+    }
+    out[r] = has_nan ? MaxPair{.value = best.value, .id = -1} : best;
+  }
+}
+
+void CpuBackend::merge_max(Stream, int32_t* ids, const MaxPair* gathered, int32_t parts,
+                           int64_t rows) {
+  for (int64_t r = 0; r < rows; ++r) {
+    MaxPair best = gathered[r];
+    for (int32_t part = 1; part < parts && best.id >= 0; ++part) {
+      const MaxPair& other = gathered[part * rows + r];
+      if (other.id < 0 || better(other.value, other.id, best)) best = other;
+    }
+    ids[r] = best.id;
+  }
+}
+
+void CpuBackend::sample(Stream, int32_t* ids, const SampleBatch& batch) {
+  check_f32(batch.logits, "logits");
+  if (batch.adjustment_offsets != nullptr) {
+    for (int32_t i = batch.adjustment_offsets[0]; i < batch.adjustment_offsets[batch.logits.rows];
+         ++i) {
+      const int32_t token = batch.adjustments[i].token;
+      MPINFER_CHECK(token >= 0 && token < batch.logits.cols, "token {} of {}", token,
+                    batch.logits.cols);
+    }
+  }
+  pool_.run(batch.logits.rows, [&](int64_t r, int thread) {
+    const SampleRow& row = batch.rows[r];
+    float* logits = batch.logits.row<float>(r);
+    std::span<const LogitAdjustment> adjustments;
+    if (batch.adjustment_offsets != nullptr) {
+      adjustments = {batch.adjustments + batch.adjustment_offsets[r],
+                     batch.adjustments + batch.adjustment_offsets[r + 1]};
+    }
+    ids[r] = -1;
+    if (!adjust(logits, row, adjustments)) return;
+    const float uniform = philox_uniform(
+        {.seed = row.seed, .index = row.index, .sample = row.sample, .position = row.position});
+    ids[r] = cpu::draw(logits, batch.logits.cols,
+                       {.temperature = row.temperature,
+                        .top_p = row.top_p,
+                        .min_p = row.min_p,
+                        .top_k = row.top_k,
+                        .uniform = uniform},
+                       kernels_, memory_[static_cast<size_t>(thread)].draw);
+  });
+}
+
+}  // namespace mpinfer::backend
