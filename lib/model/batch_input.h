@@ -1,4 +1,5 @@
-// BatchInput: one step as the model sees it. All pointers are device pointers into the step's one packed upload.
+// BatchInput: one step as the model sees it. All pointers are device pointers into the step's one
+// packed upload.
 #pragma once
 
 #include <cstdint>
@@ -8,7 +9,7 @@
 
 namespace mpinfer::model {
 
-struct GroupInput {  // one per cache group
+struct GroupInput {                       // one per cache group
   const int32_t* slot_mapping = nullptr;  // [num_rows], -1 = padding
   backend::AttentionBatch attention;
 };

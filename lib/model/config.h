@@ -1,6 +1,7 @@
-// ModelConfig: what a checkpoint is, as data. One short function per architectures[0] string fills it from config.json;
-// nothing after that asks for an architecture's name. Every number is range-checked while it is read:
-// a lie in config.json is Error(kModelRefused) naming the field, the value and the limit.
+// ModelConfig: what a checkpoint is, as data. One short function per architectures[0] string fills
+// it from config.json; nothing after that asks for an architecture's name. Every number is
+// range-checked while it is read: a lie in config.json is Error(kModelRefused) naming the field,
+// the value and the limit.
 #pragma once
 
 #include <cstdint>
@@ -23,6 +24,7 @@ struct RopeConfig {
   double high_freq_factor = 4.0;  // llama3
   double beta_fast = 32.0;        // yarn
   double beta_slow = 1.0;         // yarn
+  bool truncate = true;           // yarn: correction range rounded to whole dimensions
   double attention_factor = 1.0;  // multiplies cos and sin
   int64_t original_max_positions = 0;
 };
@@ -62,16 +64,18 @@ struct ModelConfig {
   RopeConfig rope;
   std::vector<LayerConfig> layers;
   std::vector<CacheGroup> cache_groups;
-  DType dtype = DType::kBF16;  // of the checkpoint
+  DType dtype = DType::kBF16;          // of the checkpoint
   std::vector<int32_t> eos_token_ids;  // generation_config's list, else config's
   int32_t bos_token_id = -1;
 
   int32_t num_layers() const { return static_cast<int32_t>(layers.size()); }
 };
 
-// generation_config.json's sampling defaults, as far as they are given; -1 or NaN free: has_* says so.
+// generation_config.json's sampling defaults, as far as they are given; -1 or NaN free: has_* says
+// so.
 struct GenerationDefaults {
-  bool has_temperature = false, has_top_p = false, has_top_k = false, has_repetition_penalty = false;
+  bool has_temperature = false, has_top_p = false, has_top_k = false,
+       has_repetition_penalty = false;
   bool do_sample = true;
   float temperature = 1.0F, top_p = 1.0F, repetition_penalty = 1.0F;
   int32_t top_k = 0;
@@ -81,8 +85,8 @@ struct GenerationDefaults {
 ModelConfig load_model_config(const std::string& directory);
 GenerationDefaults load_generation_defaults(const std::string& path);
 
-// Throws Error(kUsage) listing the valid tp when tp does not divide the query heads, or neither of tp and the KV heads
-// divides the other.
+// Throws Error(kUsage) listing the valid tp when tp does not divide the query heads, or neither of
+// tp and the KV heads divides the other.
 void require_valid_tp(const ModelConfig& config, int tp);
 std::vector<int> valid_tp(const ModelConfig& config, int limit);
 

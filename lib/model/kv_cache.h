@@ -1,5 +1,5 @@
-// KvCache: the paged KV memory of one rank's stage: for every cache group a pool of blocks, for every layer a view into
-// it. Only this file computes a cache address.
+// KvCache: the paged KV memory of one rank's stage: for every cache group a pool of blocks, for
+// every layer a view into it. Only this file computes a cache address.
 #pragma once
 
 #include <cstdint>
@@ -16,17 +16,19 @@ struct StageLayers {  // half-open range of layers of one pipeline stage
   int32_t end = 0;
 };
 
-// KV heads a rank of tp holds: num_key_value_heads / tp, at least 1 (replicated when tp is a multiple of them).
+// KV heads a rank of tp holds: num_key_value_heads / tp, at least 1 (replicated when tp is a
+// multiple of them).
 int32_t local_kv_heads(const ModelConfig& config, int tp);
-// Bytes of one block of group on a rank of this stage (K and V, all its layers of that group); 0 if it has none.
-int64_t kv_block_bytes(const ModelConfig& config, const StageLayers& stage, int tp, int32_t group, int32_t block_size,
-                       DType dtype);
+// Bytes of one block of group on a rank of this stage (K and V, all its layers of that group); 0 if
+// it has none.
+int64_t kv_block_bytes(const ModelConfig& config, const StageLayers& stage, int tp, int32_t group,
+                       int32_t block_size, DType dtype);
 
 class KvCache {
  public:
   // num_blocks: per cache group, equal on every rank of the replica.
-  KvCache(backend::Backend& backend, const ModelConfig& config, const StageLayers& stage, int tp, int32_t block_size,
-          std::span<const int32_t> num_blocks, DType dtype);
+  KvCache(backend::Backend& backend, const ModelConfig& config, const StageLayers& stage, int tp,
+          int32_t block_size, std::span<const int32_t> num_blocks, DType dtype);
   const backend::KvView& layer(int32_t layer) const;  // global layer index
 
  private:

@@ -1,4 +1,5 @@
-// LmHead: from residual rows of the last stage to token ids, vocab-parallel over tp. Equal ids on every TP rank.
+// LmHead: from residual rows of the last stage to token ids, vocab-parallel over tp. Equal ids on
+// every TP rank.
 #pragma once
 
 #include <cstdint>
@@ -21,21 +22,24 @@ struct SamplingInput {
 
 class LmHead {
  public:
-  LmHead(backend::Backend& backend, comm::Communicator& tp, const ModelConfig& config, const StageWeights& weights,
-         backend::Workspace& workspace, int64_t max_logit_rows);
+  LmHead(backend::Backend& backend, comm::Communicator& tp, const ModelConfig& config,
+         const StageWeights& weights, backend::Workspace& workspace, int64_t max_logit_rows);
   ~LmHead();
 
-  // hidden[num_rows, hidden_size] = final norm of residual rows row_index[0 … num_rows) (device indices).
-  void gather(backend::Stream stream, const backend::Matrix& hidden, const backend::Matrix& residual,
-              const int32_t* row_index);
+  // hidden[num_rows, hidden_size] = final norm of residual rows row_index[0 … num_rows) (device
+  // indices).
+  void gather(backend::Stream stream, const backend::Matrix& hidden,
+              const backend::Matrix& residual, const int32_t* row_index);
   // ids [hidden.rows] device; -1: NaN. Any number of rows.
   void greedy(backend::Stream stream, int32_t* ids, const backend::Matrix& hidden);
   // Stochastic or adjusted rows, in chunks of max_logit_rows; rows of a chunk are dealt over tp.
-  void sample(backend::Stream stream, int32_t* ids, const backend::Matrix& hidden, const SamplingInput& input);
+  void sample(backend::Stream stream, int32_t* ids, const backend::Matrix& hidden,
+              const SamplingInput& input);
   // f32 logits [hidden.rows, vocab_size] gathered on every TP rank: goldens and tests.
   void logits(backend::Stream stream, const backend::Matrix& out, const backend::Matrix& hidden);
 
-  static int64_t workspace_bytes(const ModelConfig& config, int tp, int64_t max_logit_rows, DType activation);
+  static int64_t workspace_bytes(const ModelConfig& config, int tp, int64_t max_logit_rows,
+                                 DType activation);
 
  private:
   struct Impl;

@@ -1,8 +1,10 @@
-// Loader: reads the byte ranges that one rank needs (pread, bounded staging, several threads) and packs them into the
-// backend's layout. Every tensor of the checkpoint must be consumed exactly once over the parameter table.
+// Loader: reads the byte ranges that one rank needs (pread, bounded staging, several threads) and
+// packs them into the backend's layout. Every tensor of the checkpoint must be consumed exactly
+// once over the parameter table.
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
 #include <vector>
@@ -14,18 +16,18 @@
 namespace mpinfer::model {
 
 struct LayerWeights {
-  const void* input_norm = nullptr;           // f32 [hidden_size]
-  backend::Weight qkv;                        // [(q + 2 kv local heads) * head_dim, hidden]
-  const void* qkv_bias = nullptr;             // f32 or null
-  const void* q_norm = nullptr;               // f32 [head_dim] or null
+  const void* input_norm = nullptr;  // f32 [hidden_size]
+  backend::Weight qkv;               // [(q + 2 kv local heads) * head_dim, hidden]
+  const void* qkv_bias = nullptr;    // f32 or null
+  const void* q_norm = nullptr;      // f32 [head_dim] or null
   const void* k_norm = nullptr;
   backend::Weight o;                          // [hidden, local q heads * head_dim]
   const void* o_bias = nullptr;               // only on tp rank 0, so that the sum has it once
   const void* post_attention_norm = nullptr;  // f32
   backend::Weight gate_up;                    // [2 * local intermediate, hidden], interleaved
   const void* gate_up_bias = nullptr;
-  backend::Weight down;                       // [hidden, local intermediate]
-  const void* down_bias = nullptr;            // only on tp rank 0
+  backend::Weight down;             // [hidden, local intermediate]
+  const void* down_bias = nullptr;  // only on tp rank 0
 };
 
 struct StageWeights {
@@ -34,11 +36,11 @@ struct StageWeights {
   bool last = false;   // has final norm and LM head
   int tp = 1;
   int tp_rank = 0;
-  backend::Weight embedding;   // local vocabulary rows [vocab_begin, vocab_begin + out_features)
+  backend::Weight embedding;  // local vocabulary rows [vocab_begin, vocab_begin + out_features)
   int64_t vocab_begin = 0;
   const void* final_norm = nullptr;
-  backend::Weight lm_head;     // = embedding when tied
-  std::vector<LayerWeights> layers;  // stage.end - stage.begin
+  backend::Weight lm_head;              // = embedding when tied
+  std::vector<LayerWeights> layers;     // stage.end - stage.begin
   std::vector<backend::Buffer> memory;  // owns all of the above
   int64_t bytes = 0;
 };
@@ -53,20 +55,26 @@ struct ShardOf {  // which part of the model this rank holds
 
 enum class LoadFormat : uint8_t { kAuto, kDummy };
 
-// Checks headers of all safetensors files of directory against the parameter table; reads no weights.
-// Returns a hash of config and headers (names, shapes, offsets, file sizes): the model's identity.
-// Throws Error(kModelRefused) naming file, tensor and rule.
+// Checks headers of all safetensors files of directory against the parameter table; reads no
+// weights. Returns a hash of config and headers (names, shapes, offsets, file sizes): the model's
+// identity. Throws Error(kModelRefused) naming file, tensor and rule.
 uint64_t check_checkpoint(const std::string& directory, const ModelConfig& config);
 
-// threads: reading threads. kDummy: weights N(0, 0.02) by (seed, parameter name, position), norms 1.
-StageWeights load_weights(backend::Backend& backend, const std::string& directory, const ModelConfig& config,
-                          const ShardOf& shard, LoadFormat format, uint64_t seed, int threads);
+// threads: reading threads. kDummy: weights N(0, 0.02) by (seed, parameter name, position),
+// norms 1.
+StageWeights load_weights(backend::Backend& backend, const std::string& directory,
+                          const ModelConfig& config, const ShardOf& shard, LoadFormat format,
+                          uint64_t seed, int threads);
 
-// Bytes of weights on this rank, from the parameter table alone (packed sizes by the backend's rule given as a function
-// of rows, cols, dtype).
-int64_t weight_bytes(const ModelConfig& config, const ShardOf& shard);
+// Bytes of a packed weight by (out_features, in_features, dtype): Backend::packed_bytes.
+using PackedBytes = std::function<int64_t(int64_t, int64_t, DType)>;
 
-// Layers per stage: balanced counting embedding and LM head; or as given (sum checked, Error(kUsage)).
+// Bytes of weights on this rank, from the parameter table alone; without packed the plain sizes.
+int64_t weight_bytes(const ModelConfig& config, const ShardOf& shard,
+                     const PackedBytes& packed = nullptr);
+
+// Layers per stage: balanced counting embedding and LM head; or as given (sum checked,
+// Error(kUsage)).
 std::vector<StageLayers> balance_stages(const ModelConfig& config, int num_stages,
                                         const std::vector<int32_t>& layers_per_stage);
 

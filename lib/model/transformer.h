@@ -1,5 +1,6 @@
-// Transformer: the layers of one pipeline stage on one TP rank. forward() is config-driven: a flag switches an op on or
-// chooses between two, never reorders. The residual stream is the only thing that crosses stages.
+// Transformer: the layers of one pipeline stage on one TP rank. forward() is config-driven: a flag
+// switches an op on or chooses between two, never reorders. The residual stream is the only thing
+// that crosses stages.
 #pragma once
 
 #include <memory>
@@ -16,18 +17,20 @@ namespace mpinfer::model {
 
 class Transformer {
  public:
-  // Everything is borrowed and must outlive this. max_rows bounds num_rows of a step; the rope table reaches
-  // max_positions.
-  Transformer(backend::Backend& backend, comm::Communicator& tp, const ModelConfig& config, const StageWeights& weights,
-              KvCache& cache, backend::Workspace& workspace, int64_t max_positions);
+  // Everything is borrowed and must outlive this. max_rows bounds num_rows of a step; the rope
+  // table reaches max_positions.
+  Transformer(backend::Backend& backend, comm::Communicator& tp, const ModelConfig& config,
+              const StageWeights& weights, KvCache& cache, backend::Workspace& workspace,
+              int64_t max_positions);
   ~Transformer();
 
-  // residual: [num_rows, hidden_size], in and out, activation dtype. The first stage writes it from batch.ids; the
-  // others read what the stage before left in it.
+  // residual: [num_rows, hidden_size], in and out, activation dtype. The first stage writes it from
+  // batch.ids; the others read what the stage before left in it.
   void forward(backend::Stream stream, const BatchInput& batch, const backend::Matrix& residual);
 
   // Bytes of workspace that one forward of max_rows rows takes, by a dry run of the same code.
-  static int64_t workspace_bytes(const ModelConfig& config, int tp, int64_t max_rows, DType activation);
+  static int64_t workspace_bytes(const ModelConfig& config, int tp, int64_t max_rows,
+                                 DType activation);
 
  private:
   struct Impl;

@@ -1,0 +1,380 @@
+#include "lib/model/loader.h"
+
+#include <xxhash.h>
+
+#include <algorithm>
+#include <atomic>
+#include <cstring>
+#include <exception>
+#include <mutex>
+#include <numeric>
+#include <thread>
+#include <utility>
+
+#include "lib/core/error.h"
+#include "lib/core/log.h"
+#include "lib/model/dummy.h"
+#include "lib/model/params.h"
+#include "lib/model/safetensors.h"
+
+namespace mpinfer::model {
+namespace {
+
+using backend::Weight;
+
+constexpr int64_t kStagingBytes = int64_t{64} << 20;  // of all reading threads together
+constexpr int kMaxThreads = 16;                       // so that each can hold the widest row
+constexpr int64_t kMaxChunk = int64_t{8} << 20;
+constexpr int64_t kAlignment = 256;
+constexpr int64_t kMaxConfigBytes = int64_t{4} << 20;
+
+[[noreturn]] void refuse(const std::string& what) {
+  throw Error(ExitCode::kModelRefused, what);
+}
+
+std::string shape_of(const StoredTensor& tensor) {
+  std::string out;
+  for (int32_t d = 0; d < tensor.rank; ++d) {
+    out += fmt::format("{}{}", d == 0 ? "" : ", ", tensor.shape[static_cast<size_t>(d)]);
+  }
+  return "[" + out + "]";
+}
+
+DType dtype_of(const StoredTensor& tensor, const std::string& path) {
+  if (tensor.dtype == "F32") return DType::kF32;
+  if (tensor.dtype == "F16") return DType::kF16;
+  if (tensor.dtype == "BF16") return DType::kBF16;
+  refuse(fmt::format("{}: tensor {} has dtype {}; supported: F32, F16, BF16", printable(path),
+                     printable(tensor.name), tensor.dtype));
+}
+
+// The stored tensor of every row of the table; refuses what is missing, unknown or of another
+// shape.
+std::vector<const StoredTensor*> match(const Checkpoint& checkpoint,
+                                       const std::vector<Parameter>& table,
+                                       const ModelConfig& config, const std::string& directory) {
+  std::vector<const StoredTensor*> out;
+  std::vector<std::string_view> known;
+  for (const Parameter& parameter : table) {
+    const StoredTensor* tensor = checkpoint.find(parameter.name);
+    if (tensor == nullptr) {
+      refuse(fmt::format("{}: tensor {} is missing", printable(directory), parameter.name));
+    }
+    const std::string path = checkpoint.path_of(*tensor);
+    const bool same = parameter.cols == 0
+                          ? tensor->rank == 1 && tensor->shape[0] == parameter.rows
+                          : tensor->rank == 2 && tensor->shape[0] == parameter.rows &&
+                                tensor->shape[1] == parameter.cols;
+    if (!same) {
+      refuse(fmt::format("{}: tensor {} has shape {}, config.json asks for [{}{}]", printable(path),
+                         parameter.name, shape_of(*tensor), parameter.rows,
+                         parameter.cols == 0 ? "" : fmt::format(", {}", parameter.cols)));
+    }
+    dtype_of(*tensor, path);
+    out.push_back(tensor);
+    known.push_back(parameter.name);
+  }
+  std::sort(known.begin(), known.end());
+  for (const StoredTensor& tensor : checkpoint.tensors()) {
+    if (!std::binary_search(known.begin(), known.end(), tensor.name) &&
+        !is_harmless_extra(config, tensor.name)) {
+      refuse(fmt::format("{}: tensor {} is not part of {} as config.json describes it",
+                         printable(checkpoint.path_of(tensor)), printable(tensor.name),
+                         config.architecture));
+    }
+  }
+  return out;
+}
+
+// Memory of one target: a packed weight, or a vector that is collected here and uploaded at the
+// end.
+struct Placed {
+  Target target;
+  Weight weight = {};
+  void* device = nullptr;
+  std::vector<float> vector = {};
+};
+
+// One chunk of one tensor; sorted by place in the files.
+struct Job {
+  size_t parameter = 0;
+  size_t placed = 0;
+  Piece piece;
+};
+
+int64_t align_up(int64_t bytes) {
+  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+std::vector<Placed> place(backend::Backend& backend, const ModelConfig& config,
+                          const ShardOf& shard, StageWeights& out) {
+  const auto packed = [&](int64_t rows, int64_t cols, DType dtype) {
+    return backend.packed_bytes(rows, cols, dtype);
+  };
+  out.bytes = weight_bytes(config, shard, packed);
+  out.memory.push_back(backend.allocate(out.bytes));
+  char* at = static_cast<char*>(out.memory.back().data());
+  std::vector<Placed> all;
+  for (const Target& target : shard_targets(config, shard)) {
+    Placed placed{.target = target, .device = at};
+    if (target.cols == 0) {
+      placed.vector.assign(static_cast<size_t>(target.rows), 0.0F);
+      at += align_up(target.rows * size_of(DType::kF32));
+    } else {
+      placed.weight = backend.make_weight(at, target.rows, target.cols, config.dtype);
+      at += align_up(packed(target.rows, target.cols, config.dtype));
+    }
+    all.push_back(std::move(placed));
+  }
+  return all;
+}
+
+std::vector<Job> make_jobs(const ModelConfig& config, const ShardOf& shard,
+                           const std::vector<Parameter>& table, const std::vector<Placed>& placed,
+                           int64_t chunk_bytes) {
+  std::vector<Job> jobs;
+  for (size_t p = 0; p < table.size(); ++p) {
+    Slot slot = Slot::kEmbedding;
+    if (!holds(shard, config, table[p], &slot)) continue;
+    const auto target = std::find_if(placed.begin(), placed.end(), [&](const Placed& candidate) {
+      return candidate.target.slot == slot && candidate.target.layer == table[p].layer;
+    });
+    MPINFER_CHECK(target != placed.end(), "no place for {}", table[p].name);
+    const auto index = static_cast<size_t>(target - placed.begin());
+    for (const Piece& piece : shard_pieces(config, shard, table[p])) {
+      const int64_t row_bytes = piece.cols * size_of(DType::kF32);
+      const int64_t rows = std::max<int64_t>(1, chunk_bytes / row_bytes);
+      for (int64_t done = 0; done < piece.rows; done += rows) {
+        Piece chunk = piece;
+        chunk.source_row += done;
+        chunk.rows = std::min(rows, piece.rows - done);
+        chunk.first_row += done * piece.row_step;
+        jobs.push_back({p, index, chunk});
+      }
+    }
+  }
+  return jobs;
+}
+
+// Where the elements come from: the checkpoint's files, or the dummy generator.
+struct Source {
+  const std::vector<Parameter>& table;
+  const Checkpoint* checkpoint = nullptr;  // null: dummy
+  std::vector<const StoredTensor*> tensors = {};
+  uint64_t seed = 0;
+};
+
+bool is_norm(Slot slot) {
+  return slot == Slot::kFinalNorm || slot == Slot::kInputNorm || slot == Slot::kQNorm ||
+         slot == Slot::kKNorm || slot == Slot::kPostAttentionNorm;
+}
+
+void draw(const Source& source, const Job& job, float* staging) {
+  const Parameter& parameter = source.table[job.parameter];
+  const Piece& piece = job.piece;
+  const int64_t cols = std::max<int64_t>(parameter.cols, 1);
+  if (is_norm(parameter.slot)) {
+    std::fill(staging, staging + piece.rows * piece.cols, 1.0F);
+    return;
+  }
+  for (int64_t r = 0; r < piece.rows; ++r) {
+    fill_normal(staging + r * piece.cols, source.seed, parameter.name,
+                (piece.source_row + r) * cols + piece.source_col, piece.cols);
+  }
+}
+
+// Whole rows are one range; cut columns are one range a row.
+void read(const Source& source, const Job& job, char* staging) {
+  const StoredTensor& tensor = *source.tensors[job.parameter];
+  const ModelFile& file = source.checkpoint->files()[static_cast<size_t>(tensor.file)];
+  const Piece& piece = job.piece;
+  const int64_t width = width_of(tensor.dtype);
+  const int64_t cols = tensor.rank == 2 ? tensor.shape[1] : 1;
+  const int64_t begin = tensor.offset + (piece.source_row * cols + piece.source_col) * width;
+  const int64_t row_bytes = piece.cols * width;
+  if (piece.cols == cols) {
+    file.read(staging, begin, piece.rows * row_bytes);
+    return;
+  }
+  for (int64_t r = 0; r < piece.rows; ++r) {
+    file.read(staging + r * row_bytes, begin + r * cols * width, row_bytes);
+  }
+}
+
+float element(const char* data, DType dtype, int64_t index) {
+  if (dtype == DType::kF32) {
+    float value = 0;
+    std::memcpy(&value, data + index * 4, 4);
+    return value;
+  }
+  uint16_t bits = 0;
+  std::memcpy(&bits, data + index * 2, 2);
+  return dtype == DType::kBF16 ? float_from_bf16(bits) : float_from_f16(bits);
+}
+
+// Reading runs on every thread; the backend takes one caller at a time and packs with its own
+// threads.
+void run_job(backend::Backend& backend, std::mutex& backend_mutex, const Source& source,
+             const Job& job, Placed& placed, char* staging) {
+  DType dtype = DType::kF32;
+  if (source.checkpoint == nullptr) {
+    draw(source, job, static_cast<float*>(static_cast<void*>(staging)));
+  } else {
+    const StoredTensor& tensor = *source.tensors[job.parameter];
+    dtype = dtype_of(tensor, source.checkpoint->path_of(tensor));
+    read(source, job, staging);
+  }
+  const Piece& piece = job.piece;
+  if (placed.target.cols != 0) {
+    const std::lock_guard lock(backend_mutex);
+    backend.pack_rows(placed.weight, piece.first_row, piece.row_step, staging, dtype, piece.rows,
+                      piece.cols);
+    return;
+  }
+  for (int64_t i = 0; i < piece.rows; ++i) {
+    placed.vector[static_cast<size_t>(piece.first_row + i * piece.row_step)] =
+        element(staging, dtype, i);
+  }
+}
+
+// Threads take the jobs in order; the first exception is rethrown when all have stopped.
+void run_jobs(backend::Backend& backend, const Source& source, const std::vector<Job>& jobs,
+              std::vector<Placed>& placed, int threads, int64_t staging_bytes) {
+  const backend::Buffer staging = backend.allocate_host(staging_bytes * threads);
+  std::atomic<size_t> next{0};
+  std::mutex backend_mutex;
+  std::mutex failure_mutex;
+  std::exception_ptr failure;
+  const auto work = [&](int thread) {
+    char* mine = static_cast<char*>(staging.data()) + staging_bytes * thread;
+    try {
+      for (size_t j = next++; j < jobs.size(); j = next++) {
+        run_job(backend, backend_mutex, source, jobs[j], placed[jobs[j].placed], mine);
+      }
+    } catch (...) {
+      const std::lock_guard lock(failure_mutex);
+      if (!failure) failure = std::current_exception();
+      next = jobs.size();
+    }
+  };
+  {
+    std::vector<std::jthread> helpers;
+    for (int t = 1; t < threads; ++t) helpers.emplace_back(work, t);
+    work(0);
+  }
+  if (failure) std::rethrow_exception(failure);
+}
+
+void set_slot(StageWeights& out, const Placed& placed) {
+  const int32_t layer = placed.target.layer;
+  LayerWeights none;
+  LayerWeights& into = layer < 0 ? none : out.layers[static_cast<size_t>(layer - out.stage.begin)];
+  switch (placed.target.slot) {
+    case Slot::kEmbedding:
+      out.embedding = placed.weight;
+      break;
+    case Slot::kFinalNorm:
+      out.final_norm = placed.device;
+      break;
+    case Slot::kLmHead:
+      out.lm_head = placed.weight;
+      break;
+    case Slot::kInputNorm:
+      into.input_norm = placed.device;
+      break;
+    case Slot::kQkv:
+      into.qkv = placed.weight;
+      break;
+    case Slot::kQkvBias:
+      into.qkv_bias = placed.device;
+      break;
+    case Slot::kQNorm:
+      into.q_norm = placed.device;
+      break;
+    case Slot::kKNorm:
+      into.k_norm = placed.device;
+      break;
+    case Slot::kO:
+      into.o = placed.weight;
+      break;
+    case Slot::kOBias:
+      into.o_bias = placed.device;
+      break;
+    case Slot::kPostAttentionNorm:
+      into.post_attention_norm = placed.device;
+      break;
+    case Slot::kGateUp:
+      into.gate_up = placed.weight;
+      break;
+    case Slot::kGateUpBias:
+      into.gate_up_bias = placed.device;
+      break;
+    case Slot::kDown:
+      into.down = placed.weight;
+      break;
+    case Slot::kDownBias:
+      into.down_bias = placed.device;
+      break;
+  }
+}
+
+}  // namespace
+
+uint64_t check_checkpoint(const std::string& directory, const ModelConfig& config) {
+  const Checkpoint checkpoint(directory);
+  match(checkpoint, parameter_table(config), config, directory);
+  const std::string text = read_text(directory, "config.json", kMaxConfigBytes);
+  return XXH3_64bits_withSeed(text.data(), text.size(), checkpoint.hash());
+}
+
+StageWeights load_weights(backend::Backend& backend, const std::string& directory,
+                          const ModelConfig& config, const ShardOf& shard, LoadFormat format,
+                          uint64_t seed, int threads) {
+  require_valid_tp(config, shard.tp);
+  const std::vector<Parameter> table = parameter_table(config);
+  std::unique_ptr<Checkpoint> checkpoint;
+  Source source{.table = table, .seed = seed};
+  if (format == LoadFormat::kAuto) {
+    checkpoint = std::make_unique<Checkpoint>(directory);
+    source.checkpoint = checkpoint.get();
+    source.tensors = match(*checkpoint, table, config, directory);
+  }
+  StageWeights out;
+  out.stage = shard.stage;
+  out.first = shard.stage_index == 0;
+  out.last = shard.stage_index == shard.num_stages - 1;
+  out.tp = shard.tp;
+  out.tp_rank = shard.tp_rank;
+  out.vocab_begin = ceil_part(config.vocab_size, shard.tp, shard.tp_rank).begin;
+  out.layers.resize(static_cast<size_t>(shard.stage.end - shard.stage.begin));
+  std::vector<Placed> placed = place(backend, config, shard, out);
+
+  const int used_threads = std::clamp(threads, 1, kMaxThreads);
+  const int64_t widest = std::max({config.hidden_size, config.intermediate_size,
+                                   int64_t{config.num_attention_heads} * config.head_dim}) *
+                         size_of(DType::kF32);
+  const int64_t chunk = std::max(widest, std::min(kMaxChunk, kStagingBytes / used_threads));
+  std::vector<Job> jobs = make_jobs(config, shard, table, placed, chunk);
+  if (source.checkpoint != nullptr) {
+    const auto key = [&](const Job& job) {
+      const StoredTensor& tensor = *source.tensors[job.parameter];
+      return std::tuple(tensor.file, tensor.offset, job.piece.source_row);
+    };
+    std::sort(jobs.begin(), jobs.end(),
+              [&](const Job& a, const Job& b) { return key(a) < key(b); });
+  }
+  run_jobs(backend, source, jobs, placed, used_threads, chunk);
+
+  for (const Placed& one : placed) {
+    if (one.target.cols == 0) {
+      backend.upload(backend::Stream::kCopy, one.device, one.vector.data(),
+                     std::ssize(one.vector) * size_of(DType::kF32));
+    }
+    set_slot(out, one);
+  }
+  if (out.last && out.first && config.tie_word_embeddings) out.lm_head = out.embedding;
+  backend.synchronize();
+  return out;
+}
+
+}  // namespace mpinfer::model

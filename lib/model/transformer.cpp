@@ -1,0 +1,155 @@
+#include "lib/model/transformer.h"
+
+#include <algorithm>
+
+#include "lib/core/error.h"
+#include "lib/model/attention.h"
+#include "lib/model/boundary.h"
+#include "lib/model/embedding.h"
+#include "lib/model/mlp.h"
+#include "lib/model/params.h"
+#include "lib/model/rope.h"
+
+namespace mpinfer::model {
+namespace {
+
+using backend::Matrix;
+using backend::Stream;
+using backend::Workspace;
+
+struct StepSizes {  // of one TP rank
+  int64_t hidden = 0;
+  int64_t q_width = 0;
+  int64_t qkv_width = 0;
+  int64_t intermediate = 0;
+};
+
+StepSizes step_sizes(const ModelConfig& config, int tp, int tp_rank) {
+  const int64_t q_width = query_heads(config, tp, tp_rank).size * config.head_dim;
+  const int64_t kv_width = kv_heads(config, tp, tp_rank).size * config.head_dim;
+  return {.hidden = config.hidden_size,
+          .q_width = q_width,
+          .qkv_width = q_width + 2 * kv_width,
+          .intermediate = ceil_part(config.intermediate_size, tp, tp_rank).size};
+}
+
+struct StepBuffers {
+  Matrix normed;  // [num_rows, hidden_size]
+  AttentionBuffers attention;
+  MlpBuffers mlp;
+};
+
+// Attention and MLP never live together: they share their temporaries' memory.
+StepBuffers take_buffers(Workspace& workspace, const StepSizes& sizes, int64_t rows, DType dtype) {
+  StepBuffers out;
+  out.normed = workspace.take(rows, sizes.hidden, dtype);
+  const Matrix partial = workspace.take(rows, sizes.hidden, dtype);
+  out.attention.partial = out.mlp.partial = partial;
+  const int64_t mark = workspace.mark();
+  out.attention.qkv = workspace.take(rows, sizes.qkv_width, dtype);
+  out.attention.attended = workspace.take(rows, sizes.q_width, dtype);
+  workspace.reset(mark);
+  const int64_t chunk = std::min(rows, mlp_chunk_rows(sizes.intermediate, dtype));
+  out.mlp.gate_up = workspace.take(chunk, 2 * sizes.intermediate, dtype);
+  out.mlp.activated = workspace.take(chunk, sizes.intermediate, dtype);
+  return out;
+}
+
+}  // namespace
+
+struct Transformer::Impl {
+  backend::Backend& backend;
+  comm::Communicator& tp;
+  const ModelConfig& config;
+  const StageWeights& weights;
+  KvCache& cache;
+  Workspace& workspace;
+  StepSizes sizes;
+  backend::Buffer rope_table = {};
+  backend::RopeView rope = {};
+
+  void make_rope(int64_t max_positions) {
+    const std::vector<float> table = model::rope_table(config.rope, max_positions);
+    const int64_t bytes = std::ssize(table) * size_of(DType::kF32);
+    rope_table = backend.allocate(bytes);
+    backend.upload(Stream::kCopy, rope_table.data(), table.data(), bytes);
+    backend.synchronize();
+    rope = {.cos_sin = static_cast<const float*>(rope_table.data()),
+            .rotary_dim = config.rope.rotary_dim};
+  }
+
+  void run_layer(Stream stream, int32_t index, const BatchInput& batch, const Matrix& residual,
+                 const StepBuffers& buffers) {
+    const auto at = static_cast<size_t>(index);
+    const LayerWeights& layer = weights.layers[at];
+    const int32_t layer_id = weights.stage.begin + index;
+    const Boundary boundary{.backend = backend,
+                            .tp = tp,
+                            .residual_scale = config.residual_multiplier,
+                            .norm_eps = config.rms_norm_eps};
+    const Partial attended = attend({.backend = backend,
+                                     .config = config,
+                                     .layer = config.layers[static_cast<size_t>(layer_id)],
+                                     .weights = layer,
+                                     .kv = cache.layer(layer_id),
+                                     .rope = rope},
+                                    stream, buffers.normed, batch, buffers.attention);
+    reduce_add_norm(boundary, stream, buffers.normed, attended, residual,
+                    layer.post_attention_norm);
+    const Partial mixed = mlp(backend, stream, buffers.normed, config, layer, buffers.mlp);
+    if (at + 1 == weights.layers.size()) {
+      reduce_add(boundary, stream, mixed, residual);
+    } else {
+      reduce_add_norm(boundary, stream, buffers.normed, mixed, residual,
+                      weights.layers[at + 1].input_norm);
+    }
+  }
+};
+
+Transformer::Transformer(backend::Backend& backend, comm::Communicator& tp,
+                         const ModelConfig& config, const StageWeights& weights, KvCache& cache,
+                         Workspace& workspace, int64_t max_positions)
+    : impl_(
+          std::make_unique<Impl>(Impl{.backend = backend,
+                                      .tp = tp,
+                                      .config = config,
+                                      .weights = weights,
+                                      .cache = cache,
+                                      .workspace = workspace,
+                                      .sizes = step_sizes(config, weights.tp, weights.tp_rank)})) {
+  MPINFER_CHECK(tp.size() == weights.tp && tp.rank() == weights.tp_rank,
+                "weights of rank {} of {} on rank {} of {}", weights.tp_rank, weights.tp, tp.rank(),
+                tp.size());
+  impl_->make_rope(max_positions);
+}
+
+Transformer::~Transformer() = default;
+
+void Transformer::forward(Stream stream, const BatchInput& batch, const Matrix& residual) {
+  Impl& m = *impl_;
+  MPINFER_CHECK(batch.groups.size() == m.config.cache_groups.size(), "{} groups for {}",
+                batch.groups.size(), m.config.cache_groups.size());
+  MPINFER_CHECK(residual.rows == batch.num_rows && residual.cols == m.config.hidden_size,
+                "residual [{}, {}] for {} rows", residual.rows, residual.cols, batch.num_rows);
+  if (batch.num_rows == 0) return;
+  const Workspace::Scope scope(m.workspace);
+  const StepBuffers buffers =
+      take_buffers(m.workspace, m.sizes, batch.num_rows, m.backend.activation_dtype());
+  if (m.weights.first) {
+    embed(m.backend, m.tp, stream, residual, m.config, m.weights, batch.ids);
+  }
+  m.backend.rms_norm(stream, buffers.normed, residual, m.weights.layers.front().input_norm,
+                     m.config.rms_norm_eps);
+  for (int32_t index = 0; index < m.weights.stage.end - m.weights.stage.begin; ++index) {
+    m.run_layer(stream, index, batch, residual, buffers);
+  }
+}
+
+int64_t Transformer::workspace_bytes(const ModelConfig& config, int tp, int64_t max_rows,
+                                     DType activation) {
+  Workspace measuring;
+  take_buffers(measuring, step_sizes(config, tp, 0), max_rows, activation);
+  return measuring.peak_bytes();
+}
+
+}  // namespace mpinfer::model
