@@ -1,0 +1,328 @@
+#include "lib/io/exchange.h"
+
+#include <algorithm>
+#include <chrono>
+#include <cstring>
+#include <span>
+#include <thread>
+
+#include "lib/core/error.h"
+#include "lib/core/log.h"
+
+namespace mpinfer::io {
+namespace {
+
+constexpr int kProgressTag = 71;
+
+template <class T>
+std::string bytes_of(const std::vector<T>& values) {
+  return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
+}
+
+template <class T>
+void append_values(const std::string& bytes, std::vector<T>* values) {
+  MPINFER_CHECK(bytes.size() % sizeof(T) == 0, "{} bytes are no whole records", bytes.size());
+  const size_t before = values->size();
+  values->resize(before + bytes.size() / sizeof(T));
+  if (!bytes.empty()) std::memcpy(values->data() + before, bytes.data(), bytes.size());
+}
+
+template <class T>
+std::vector<T> values_of(const std::string& bytes) {
+  std::vector<T> values;
+  append_values(bytes, &values);
+  return values;
+}
+
+int64_t broadcast_number(const comm::HostComm& comm, int64_t value) {
+  comm.broadcast(&value, sizeof(value), 0);
+  return value;
+}
+
+// Lengths of a window's results, one owner a row; rounds cut so that each stays within round_bytes.
+struct Window {
+  std::vector<int32_t> owner;
+  std::vector<uint32_t> length;
+  std::vector<int64_t> cuts;  // row offsets in the window: round i is [cuts[i], cuts[i + 1])
+};
+
+struct RowLength {
+  uint32_t row = 0;  // within the window
+  uint32_t length = 0;
+};
+
+Window plan_window(const std::vector<std::string>& lengths_by_rank, int64_t first_row,
+                   int64_t num_rows, int64_t round_bytes) {
+  Window window;
+  window.owner.assign(static_cast<size_t>(num_rows), -1);
+  window.length.assign(static_cast<size_t>(num_rows), 0);
+  for (size_t rank = 0; rank < lengths_by_rank.size(); ++rank) {
+    for (const RowLength& entry : values_of<RowLength>(lengths_by_rank[rank])) {
+      MPINFER_CHECK(entry.row < static_cast<uint64_t>(num_rows), "row out of its window");
+      MPINFER_CHECK(window.owner[entry.row] < 0, "row {} has two results, of replicas {} and {}",
+                    first_row + entry.row, window.owner[entry.row], rank);
+      window.owner[entry.row] = static_cast<int32_t>(rank);
+      window.length[entry.row] = entry.length;
+    }
+  }
+  int64_t bytes = 0;
+  window.cuts.push_back(0);
+  for (int64_t row = 0; row < num_rows; ++row) {
+    MPINFER_CHECK(window.owner[static_cast<size_t>(row)] >= 0, "row {} has no result",
+                  first_row + row);
+    const int64_t length = window.length[static_cast<size_t>(row)];
+    if (bytes + length > round_bytes && row > window.cuts.back()) {
+      window.cuts.push_back(row);
+      bytes = 0;
+    }
+    bytes += length;
+  }
+  window.cuts.push_back(num_rows);
+  return window;
+}
+
+// [rounds, ranks] bytes, flat.
+std::vector<int64_t> bytes_by_round(const Window& window, int num_ranks) {
+  const size_t rounds = window.cuts.size() - 1;
+  std::vector<int64_t> bytes(rounds * static_cast<size_t>(num_ranks), 0);
+  for (size_t round = 0; round < rounds; ++round) {
+    for (int64_t row = window.cuts[round]; row < window.cuts[round + 1]; ++row) {
+      const auto r = static_cast<size_t>(row);
+      bytes[round * static_cast<size_t>(num_ranks) + static_cast<size_t>(window.owner[r])] +=
+          window.length[r];
+    }
+  }
+  return bytes;
+}
+
+void read_payload(const File& journal, const StoredResult& result, std::string* out) {
+  const size_t before = out->size();
+  out->resize(before + result.length);
+  const int64_t count = read_at(journal, out->data() + before, result.length, result.offset);
+  if (count != result.length) {
+    throw Error(ExitCode::kOutOfResource,
+                fmt::format("{}: row {} is cut off at {} of {} bytes", journal.name(), result.row,
+                            count, result.length));
+  }
+}
+
+// Writes a round's rows in order from the pieces of the ranks, which are in row order each.
+void write_round(const Window& window, size_t round, std::span<const int64_t> bytes_by_rank,
+                 const std::string& gathered, const std::function<void(std::string_view)>& write) {
+  std::vector<size_t> at(bytes_by_rank.size(), 0);
+  size_t sum = 0;
+  for (size_t rank = 0; rank < bytes_by_rank.size(); ++rank) {
+    at[rank] = sum;
+    sum += static_cast<size_t>(bytes_by_rank[rank]);
+  }
+  MPINFER_CHECK(sum == gathered.size(), "{} bytes gathered, {} announced", gathered.size(), sum);
+  for (int64_t row = window.cuts[round]; row < window.cuts[round + 1]; ++row) {
+    size_t& from = at[static_cast<size_t>(window.owner[static_cast<size_t>(row)])];
+    const uint32_t length = window.length[static_cast<size_t>(row)];
+    write(std::string_view(gathered).substr(from, length));
+    from += length;
+  }
+}
+
+}  // namespace
+
+std::vector<Row> scatter_rows(const comm::HostComm& leaders, const InputIndex* index,
+                              const std::vector<int32_t>* owner, int64_t window_rows) {
+  const bool root = leaders.rank() == 0;
+  const int64_t num_rows =
+      broadcast_number(leaders, root ? static_cast<int64_t>(index->rows.size()) : 0);
+  std::vector<Row> mine;
+  for (int64_t begin = 0; begin < num_rows; begin += window_rows) {
+    std::vector<std::string> parts(root ? static_cast<size_t>(leaders.size()) : 0);
+    if (root) {
+      const int64_t end = std::min(num_rows, begin + window_rows);
+      for (int64_t i = begin; i < end; ++i) {
+        const auto at = static_cast<size_t>(i);
+        const Row row{.index = index->first_row + i, .entry = index->rows[at]};
+        parts[static_cast<size_t>((*owner)[at])].append(reinterpret_cast<const char*>(&row),
+                                                        sizeof(row));
+      }
+    }
+    append_values(leaders.scatter(parts, 0), &mine);
+  }
+  return mine;
+}
+
+OrderedBlocks broadcast_blocks(const comm::HostComm& leaders, const InputIndex* index,
+                               const GuidedBlocks* blocks) {
+  constexpr size_t kWindow = 1 << 16;
+  OrderedBlocks out;
+  const bool root = leaders.rank() == 0;
+  std::string starts = root ? bytes_of(blocks->starts) : std::string();
+  leaders.broadcast(starts, 0);
+  out.starts = values_of<int64_t>(starts);
+  const auto num_rows = static_cast<size_t>(out.starts.back());
+  for (size_t begin = 0; begin < num_rows; begin += kWindow) {
+    std::vector<Row> rows;
+    const size_t end = std::min(num_rows, begin + kWindow);
+    for (size_t i = begin; root && i < end; ++i) {
+      const uint32_t at = blocks->order[i];
+      rows.push_back({.index = index->first_row + at, .entry = index->rows[at]});
+    }
+    std::string bytes = bytes_of(rows);
+    leaders.broadcast(bytes, 0);
+    append_values(bytes, &out.rows);
+  }
+  return out;
+}
+
+InputLines::InputLines(const comm::HostComm& leaders, const std::vector<std::string>& paths,
+                       const std::vector<int64_t>& expected_bytes, std::vector<Row>* rows,
+                       int64_t round_bytes, bool can_read)
+    : paths_(paths) {
+  try {
+    for (size_t i = 0; can_read && i < paths.size(); ++i) {
+      files_.push_back(open_input(paths[i]));
+      const int64_t bytes = file_bytes(files_.back());
+      if (bytes != expected_bytes[i]) {
+        throw Error(ExitCode::kUsage,
+                    fmt::format("input {} on {}: {} bytes, rank 0 sees {}; give every rank the "
+                                "same file",
+                                paths[i], comm::host_name(), bytes, expected_bytes[i]));
+      }
+    }
+  } catch (const Error& error) {
+    if (error.exit_code() != ExitCode::kInputUnreadable || leaders.rank() == 0) throw;
+    can_read = false;
+  }
+  if (leaders.all_reduce_min(can_read ? 1 : 0) == 1) return;
+  MPINFER_CHECK(leaders.rank() != 0 || can_read, "rank 0 cannot read the input it indexed");
+  if (!can_read) {
+    files_.clear();
+    copy_ = make_anonymous_file();
+    spdlog::info("{} does not see the input: rank 0 sends {} lines", comm::host_name(),
+                 rows->size());
+  }
+  receive_lines(leaders, rows, round_bytes);
+}
+
+void InputLines::receive_lines(const comm::HostComm& leaders, std::vector<Row>* rows,
+                               int64_t round_bytes) {
+  const int64_t budget = std::max<int64_t>(1, round_bytes / leaders.size());
+  size_t next = copied() ? 0 : rows->size();
+  int64_t offset = 0;
+  while (true) {
+    std::vector<RowEntry> wanted;
+    const size_t first = next;
+    int64_t bytes = 0;
+    while (next < rows->size() && bytes < budget) {
+      const RowEntry& entry = (*rows)[next++].entry;
+      if (entry.length == RowEntry::kTooLong) continue;
+      wanted.push_back(entry);
+      bytes += entry.length;
+    }
+    if (leaders.all_reduce_max(static_cast<int64_t>(next - first)) == 0) return;
+    const auto requests = leaders.gather(bytes_of(wanted), 0);
+    std::vector<std::string> replies(requests.size());
+    for (size_t rank = 0; rank < requests.size(); ++rank) {
+      for (const RowEntry& line : values_of<RowEntry>(requests[rank])) {
+        replies[rank] += read_row(files_[static_cast<size_t>(line.file)], line);
+      }
+    }
+    const std::string lines = leaders.scatter(replies, 0);
+    if (!copied()) continue;
+    write_all(copy_, lines);
+    for (size_t i = first; i < next; ++i) {
+      RowEntry& entry = (*rows)[i].entry;
+      if (entry.length == RowEntry::kTooLong) continue;
+      entry.offset = offset;
+      offset += entry.length;
+    }
+  }
+}
+
+std::string InputLines::read(const RowEntry& row) const {
+  return read_row(copied() ? copy_ : files_[static_cast<size_t>(row.file)], row);
+}
+
+void gather_results(const comm::HostComm& leaders, const File& journal,
+                    std::vector<StoredResult> results, const GatherOptions& options,
+                    const std::function<void(std::string_view)>& write) {
+  const bool root = leaders.rank() == 0;
+  const auto num_ranks = static_cast<size_t>(leaders.size());
+  std::sort(results.begin(), results.end(),
+            [](const StoredResult& a, const StoredResult& b) { return a.row < b.row; });
+  size_t next = 0;
+  const int64_t end = options.first_row + options.num_rows;
+  for (int64_t begin = options.first_row; begin < end; begin += options.window_rows) {
+    const int64_t window_end = std::min(end, begin + options.window_rows);
+    std::vector<RowLength> lengths;
+    for (size_t i = next; i < results.size() && results[i].row < window_end; ++i) {
+      lengths.push_back(
+          {.row = checked_cast<uint32_t>(results[i].row - begin), .length = results[i].length});
+    }
+    const auto lengths_by_rank = leaders.gather(bytes_of(lengths), 0);
+    Window window;
+    if (root) {
+      window = plan_window(lengths_by_rank, begin, window_end - begin, options.round_bytes);
+    }
+    std::string cuts = bytes_of(window.cuts);
+    std::string table = root ? bytes_of(bytes_by_round(window, leaders.size())) : std::string();
+    leaders.broadcast(cuts, 0);
+    leaders.broadcast(table, 0);
+    window.cuts = values_of<int64_t>(cuts);
+    const auto bytes_table = values_of<int64_t>(table);
+    for (size_t round = 0; round + 1 < window.cuts.size(); ++round) {
+      std::string mine;
+      for (; next < results.size() && results[next].row < begin + window.cuts[round + 1]; ++next) {
+        read_payload(journal, results[next], &mine);
+      }
+      const std::vector<int64_t> by_rank(
+          bytes_table.begin() + static_cast<std::ptrdiff_t>(round * num_ranks),
+          bytes_table.begin() + static_cast<std::ptrdiff_t>((round + 1) * num_ranks));
+      const std::string gathered = leaders.gather_v(mine, by_rank, 0);
+      if (root) write_round(window, round, by_rank, gathered, write);
+    }
+  }
+  MPINFER_CHECK(next == results.size(), "{} results lie outside the rows that were asked for",
+                results.size() - next);
+}
+
+ProgressExchange::ProgressExchange(const comm::HostComm& leaders)
+    : leaders_(leaders), replicas_(static_cast<size_t>(leaders.size())) {}
+
+void ProgressExchange::post(const ReplicaProgress& progress) {
+  if (leaders_.rank() == 0) {
+    replicas_[0] = progress;
+    return;
+  }
+  if (under_way_ && !under_way_->test()) return;
+  outgoing_ = progress;
+  under_way_ = leaders_.start_send(&outgoing_, sizeof(outgoing_), 0, kProgressTag);
+}
+
+void ProgressExchange::post_last(const ReplicaProgress& progress) {
+  const auto wait = [this] {
+    while (under_way_ && !under_way_->test()) {
+      std::this_thread::sleep_for(std::chrono::microseconds(200));
+    }
+    under_way_.reset();
+  };
+  wait();
+  ReplicaProgress last = progress;
+  last.finished = 1;
+  post(last);
+  wait();
+}
+
+void ProgressExchange::collect() {
+  comm::HostComm::Message message;
+  while (leaders_.try_receive(&message, kProgressTag)) {
+    MPINFER_CHECK(message.bytes.size() == sizeof(ReplicaProgress), "progress report of {} bytes",
+                  message.bytes.size());
+    std::memcpy(&replicas_[static_cast<size_t>(message.source)], message.bytes.data(),
+                sizeof(ReplicaProgress));
+  }
+}
+
+bool ProgressExchange::all_finished() const {
+  return std::all_of(replicas_.begin(), replicas_.end(),
+                     [](const ReplicaProgress& replica) { return replica.finished != 0; });
+}
+
+}  // namespace mpinfer::io

@@ -1,0 +1,108 @@
+// What replica leaders and rank 0 tell each other outside the engine: shares of the index out,
+// lines to leaders that do not see the input, progress and results back. Every function is
+// collective over the leaders; rank 0 of them is rank 0 of the world. Memory is bounded: rows
+// travel in windows, results in rounds of a given number of bytes.
+#pragma once
+
+#include <cstdint>
+#include <functional>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "lib/comm/mpi.h"
+#include "lib/io/file.h"
+#include "lib/io/index.h"
+#include "lib/io/partition.h"
+
+namespace mpinfer::io {
+
+// This leader's rows in input order. index and owner (one a row) are read on rank 0 only.
+std::vector<Row> scatter_rows(const comm::HostComm& leaders, const InputIndex* index,
+                              const std::vector<int32_t>* owner, int64_t window_rows = 1 << 16);
+
+struct OrderedBlocks {          // of the dynamic partition, the same on every leader
+  std::vector<Row> rows;        // in admission order
+  std::vector<int64_t> starts;  // block b is rows[starts[b], starts[b + 1])
+};
+OrderedBlocks broadcast_blocks(const comm::HostComm& leaders, const InputIndex* index,
+                               const GuidedBlocks* blocks);
+
+// The input as this leader reads it: its own descriptors, or a local copy of the lines that rank 0
+// sent.
+class InputLines {
+ public:
+  // rows: those this leader will read; their offsets change when the lines come from rank 0. Rank 0
+  // must be able to read.
+  InputLines(const comm::HostComm& leaders, const std::vector<std::string>& paths,
+             const std::vector<int64_t>& expected_bytes, std::vector<Row>* rows,
+             int64_t round_bytes = int64_t{32} << 20, bool can_read = true);
+
+  // May be called from several threads. Throws Error(kUsage) when the line changed.
+  std::string read(const RowEntry& row) const;
+  const std::string& path(const RowEntry& row) const {
+    return paths_[static_cast<size_t>(row.file)];
+  }
+  bool copied() const { return copy_.is_open(); }
+
+ private:
+  void receive_lines(const comm::HostComm& leaders, std::vector<Row>* rows, int64_t round_bytes);
+
+  std::vector<std::string> paths_;
+  std::vector<File> files_;
+  File copy_;
+};
+
+struct StoredResult {
+  int64_t row = 0;
+  int64_t offset = 0;  // in the leader's journal
+  uint32_t length = 0;
+};
+
+struct GatherOptions {
+  int64_t first_row = 0;
+  int64_t num_rows = 0;
+  int64_t window_rows = 1 << 16;
+  int64_t round_bytes = int64_t{64} << 20;  // below 2³¹; one row may exceed it
+};
+
+// Calls write on rank 0 with the result of every row of [first_row, first_row + num_rows), in
+// order. Throws Error(kInternal) on rank 0 when a row is missing or comes twice.
+void gather_results(const comm::HostComm& leaders, const File& journal,
+                    std::vector<StoredResult> results, const GatherOptions& options,
+                    const std::function<void(std::string_view)>& write);
+
+struct ReplicaProgress {
+  int64_t num_rows = 0;  // of its share, as far as it knows
+  int64_t num_answered = 0;
+  int64_t num_failed = 0;
+  int64_t num_waiting = 0;
+  int64_t num_running = 0;
+  int64_t kv_blocks_used = 0;
+  int64_t kv_blocks_total = 0;
+  int64_t prompt_tokens = 0;
+  int64_t completion_tokens = 0;
+  int64_t finished = 0;  // 1: the replica has no more work
+};
+
+// Nonblocking reports of the leaders to rank 0.
+class ProgressExchange {
+ public:
+  explicit ProgressExchange(const comm::HostComm& leaders);
+  // Dropped while the report before is still under way.
+  void post(const ReplicaProgress& progress);
+  // The last report; returns when it has left. Rank 0 only keeps it.
+  void post_last(const ReplicaProgress& progress);
+  // Rank 0: takes what has come.
+  void collect();
+  const std::vector<ReplicaProgress>& replicas() const { return replicas_; }
+  bool all_finished() const;
+
+ private:
+  const comm::HostComm& leaders_;
+  std::vector<ReplicaProgress> replicas_;
+  ReplicaProgress outgoing_;
+  std::unique_ptr<comm::HostRequest> under_way_;
+};
+
+}  // namespace mpinfer::io

@@ -1,0 +1,185 @@
+#include "lib/io/file.h"
+
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <sys/stat.h>
+#include <unistd.h>
+
+#include <array>
+#include <cerrno>
+#include <cstdio>
+#include <cstring>
+#include <filesystem>
+#include <system_error>
+
+#include "lib/core/error.h"
+
+namespace mpinfer::io {
+namespace {
+
+std::string reason(int error) {
+  return std::generic_category().message(error);
+}
+
+int open_retrying(const char* path, int flags, mode_t mode = 0) {
+  while (true) {
+    const int fd = ::open(path, flags | O_CLOEXEC, mode);
+    if (fd >= 0 || errno != EINTR) return fd;
+  }
+}
+
+}  // namespace
+
+void File::close() noexcept {
+  if (fd_ > STDERR_FILENO) ::close(fd_);
+  fd_ = -1;
+}
+
+File open_input(const std::string& path) {
+  // O_NONBLOCK: opening a FIFO must not wait for its writer.
+  const int fd = open_retrying(path.c_str(), O_RDONLY | O_NONBLOCK);
+  if (fd < 0) {
+    throw Error(ExitCode::kInputUnreadable, fmt::format("input {}: {}", path, reason(errno)));
+  }
+  File file(fd, path);
+  struct stat status {};
+  if (::fstat(fd, &status) != 0) {
+    throw Error(ExitCode::kInputUnreadable, fmt::format("input {}: {}", path, reason(errno)));
+  }
+  if (!S_ISREG(status.st_mode)) {
+    throw Error(ExitCode::kInputUnreadable,
+                fmt::format("input {}: {}; give a regular file", path,
+                            S_ISDIR(status.st_mode) ? "is a directory" : "is not a regular file"));
+  }
+  return file;
+}
+
+File create_exclusive(const std::string& path) {
+  const int fd = open_retrying(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_APPEND, 0644);
+  if (fd < 0) {
+    throw Error(ExitCode::kOutOfResource, fmt::format("cannot create {}: {}", path, reason(errno)));
+  }
+  return {fd, path};
+}
+
+File make_anonymous_file() {
+  for (const char* directory : {"/tmp", "/var/tmp", "."}) {
+    std::string path = fmt::format("{}/mpinfer-XXXXXX", directory);
+    const int fd = ::mkostemp(path.data(), O_APPEND | O_CLOEXEC);
+    if (fd < 0) continue;
+    ::unlink(path.c_str());
+    return {fd, path + " (unlinked)"};
+  }
+  const int fd = ::memfd_create("mpinfer", MFD_CLOEXEC);
+  if (fd < 0) {
+    throw Error(ExitCode::kOutOfResource,
+                fmt::format("no temporary file in /tmp, /var/tmp or here: {}", reason(errno)));
+  }
+  return {fd, "temporary file in memory"};
+}
+
+int64_t file_bytes(const File& file) {
+  struct stat status {};
+  if (::fstat(file.fd(), &status) != 0) {
+    throw Error(ExitCode::kInputUnreadable, fmt::format("{}: {}", file.name(), reason(errno)));
+  }
+  return status.st_size;
+}
+
+int64_t read_at(const File& file, void* data, int64_t bytes, int64_t offset) {
+  int64_t done = 0;
+  while (done < bytes) {
+    const ssize_t count = ::pread(file.fd(), static_cast<char*>(data) + done,
+                                  static_cast<size_t>(bytes - done), offset + done);
+    if (count < 0) {
+      if (errno == EINTR) continue;
+      throw Error(ExitCode::kInputUnreadable,
+                  fmt::format("{}: reading {} bytes at {}: {}", file.name(), bytes, offset + done,
+                              reason(errno)));
+    }
+    if (count == 0) break;
+    done += count;
+  }
+  return done;
+}
+
+void write_all(const File& file, std::string_view bytes) {
+  while (!bytes.empty()) {
+    const ssize_t count = ::write(file.fd(), bytes.data(), bytes.size());
+    if (count < 0) {
+      if (errno == EINTR) continue;
+      throw Error(ExitCode::kOutOfResource, fmt::format("writing {}: {} ({} bytes were left)",
+                                                        file.name(), reason(errno), bytes.size()));
+    }
+    bytes.remove_prefix(static_cast<size_t>(count));
+  }
+}
+
+void sync_data(const File& file) {
+  if (::fdatasync(file.fd()) == 0) return;
+  if (errno == EINVAL || errno == EROFS) return;  // a pipe or device: nothing to sync
+  throw Error(ExitCode::kOutOfResource,
+              fmt::format("{}: fdatasync: {}; what was last written may be lost", file.name(),
+                          reason(errno)));
+}
+
+void sync_directory_of(const std::string& path) {
+  const std::string directory = directory_of(path);
+  const File file(open_retrying(directory.c_str(), O_RDONLY | O_DIRECTORY), directory);
+  if (!file.is_open()) return;  // a directory that may be written but not read
+  if (::fsync(file.fd()) != 0 && errno != EINVAL) {
+    throw Error(ExitCode::kOutOfResource, fmt::format("{}: fsync: {}", directory, reason(errno)));
+  }
+}
+
+void replace_file(const std::string& path, std::string_view bytes) {
+  const std::string temporary = fmt::format("{}.{}.tmp", path, ::getpid());
+  File file(open_retrying(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644), temporary);
+  if (!file.is_open()) {
+    throw Error(ExitCode::kOutOfResource,
+                fmt::format("cannot create {}: {}", temporary, reason(errno)));
+  }
+  try {
+    write_all(file, bytes);
+    sync_data(file);
+  } catch (const Error&) {
+    ::unlink(temporary.c_str());
+    throw;
+  }
+  file.close();
+  if (::rename(temporary.c_str(), path.c_str()) != 0) {
+    const int error = errno;
+    ::unlink(temporary.c_str());
+    throw Error(ExitCode::kOutOfResource,
+                fmt::format("cannot rename {} to {}: {}", temporary, path, reason(error)));
+  }
+  sync_directory_of(path);
+}
+
+std::string read_whole_file(const std::string& path, int64_t max_bytes) {
+  const File file = open_input(path);
+  const int64_t bytes = file_bytes(file);
+  if (bytes > max_bytes) {
+    throw Error(ExitCode::kInputUnreadable,
+                fmt::format("{}: {} bytes; the limit is {}", path, bytes, max_bytes));
+  }
+  std::string out(static_cast<size_t>(bytes), '\0');
+  out.resize(static_cast<size_t>(read_at(file, out.data(), bytes, 0)));
+  return out;
+}
+
+void make_directories(const std::string& path) {
+  std::error_code error;
+  std::filesystem::create_directories(path, error);
+  if (error) {
+    throw Error(ExitCode::kUsage,
+                fmt::format("cannot create directory {}: {}", path, error.message()));
+  }
+}
+
+std::string directory_of(const std::string& path) {
+  const std::filesystem::path parent = std::filesystem::path(path).parent_path();
+  return parent.empty() ? "." : parent.string();
+}
+
+}  // namespace mpinfer::io

@@ -1,0 +1,71 @@
+// The index of the input: where every row is, a hash of its bytes and what it may cost. Built on
+// rank 0 in parallel over pieces of the files, before any row is parsed; 40 bytes a row. The
+// input's identity is the hash of the row hashes in order.
+#pragma once
+
+#include <cstdint>
+#include <string>
+#include <string_view>
+#include <vector>
+
+#include "lib/io/file.h"
+#include "lib/io/jsonl.h"
+
+namespace mpinfer::io {
+
+struct RowEntry {
+  static constexpr uint32_t kTooLong = 0xffffffffU;
+
+  int64_t offset = 0;   // in its file
+  uint64_t hash = 0;    // XXH3 of the line (of its first 4 KiB when it is too long)
+  int64_t line = 0;     // from 1 in its file
+  uint32_t length = 0;  // bytes without the line end, or kTooLong
+  int32_t file = 0;
+  uint32_t prompt_tokens = 0;      // estimated
+  uint32_t completion_tokens = 0;  // max_tokens if the row says it, else the default
+};
+static_assert(sizeof(RowEntry) <= 48);
+
+// What a row is expected to cost, in units of a prefill token.
+int64_t cost_of(const RowEntry& row);
+
+struct Row {          // an entry of a replica's share
+  int64_t index = 0;  // counted over all files from 0, skipped rows included
+  RowEntry entry;
+};
+static_assert(sizeof(Row) <= 48);
+
+struct IndexOptions {
+  std::vector<std::string> files;
+  int64_t skip = 0;
+  int64_t limit = -1;  // -1: all
+  int threads = 1;
+  int64_t max_line_bytes = kMaxLineBytes;
+  int64_t piece_bytes = int64_t{32} << 20;
+  std::string prompt_field = "prompt";  // top-level member whose size is the prompt's
+  uint32_t default_completion_tokens = 256;
+  std::vector<std::string> watched_keys;  // top-level keys to count
+};
+
+struct InputIndex {
+  std::vector<std::string> files;
+  std::vector<int64_t> file_bytes;
+  std::vector<RowEntry> rows;
+  int64_t first_row = 0;  // index of rows[0]: what was skipped
+  int64_t num_lines = 0;
+  uint64_t hash = 0;
+  std::vector<int64_t> watched_counts;  // rows that have watched_keys[i]
+
+  int64_t bytes() const;
+};
+
+// Throws Error(kInputUnreadable).
+InputIndex build_index(const IndexOptions& options);
+
+uint64_t hash_of(std::string_view bytes);
+
+// The line of a row, read again and compared with its hash. Throws Error(kUsage) naming the line
+// when the file has changed since it was indexed. Not for rows that are too long.
+std::string read_row(const File& file, const RowEntry& row);
+
+}  // namespace mpinfer::io

@@ -1,0 +1,94 @@
+#include "lib/io/partition.h"
+
+#include <algorithm>
+#include <numeric>
+#include <string>
+
+#include "lib/core/error.h"
+#include "lib/core/log.h"
+
+namespace mpinfer::io {
+namespace {
+
+std::vector<uint32_t> costliest_first(const std::vector<RowEntry>& rows) {
+  std::vector<uint32_t> order(checked_cast<uint32_t>(rows.size()));
+  std::iota(order.begin(), order.end(), 0U);
+  std::sort(order.begin(), order.end(), [&](uint32_t a, uint32_t b) {
+    const int64_t cost_a = cost_of(rows[a]);
+    const int64_t cost_b = cost_of(rows[b]);
+    return cost_a != cost_b ? cost_a > cost_b : a < b;
+  });
+  return order;
+}
+
+}  // namespace
+
+PartitionPolicy partition_policy(std::string_view name) {
+  if (name == "balanced") return PartitionPolicy::kBalanced;
+  if (name == "contiguous") return PartitionPolicy::kContiguous;
+  if (name == "dynamic") return PartitionPolicy::kDynamic;
+  throw Error(ExitCode::kUsage,
+              fmt::format("--partition {}: use balanced, contiguous or dynamic", printable(name)));
+}
+
+std::vector<int32_t> deal_balanced(const std::vector<RowEntry>& rows, int32_t num_replicas) {
+  MPINFER_CHECK(num_replicas > 0);
+  const auto replicas = static_cast<size_t>(num_replicas);
+  const std::vector<uint32_t> order = costliest_first(rows);
+  std::vector<int32_t> owner(rows.size());
+  std::vector<int64_t> load(replicas, 0);
+  std::vector<int32_t> by_load(replicas);
+  std::iota(by_load.begin(), by_load.end(), 0);
+  for (size_t begin = 0; begin < order.size(); begin += replicas) {
+    const size_t count = std::min(replicas, order.size() - begin);
+    std::stable_sort(by_load.begin(), by_load.end(), [&](int32_t a, int32_t b) {
+      const int64_t load_a = load[static_cast<size_t>(a)];
+      const int64_t load_b = load[static_cast<size_t>(b)];
+      return load_a != load_b ? load_a < load_b : a < b;
+    });
+    for (size_t i = 0; i < count; ++i) {
+      const uint32_t row = order[begin + i];
+      owner[row] = by_load[i];
+      load[static_cast<size_t>(by_load[i])] += cost_of(rows[row]);
+    }
+  }
+  return owner;
+}
+
+std::vector<int32_t> deal_contiguous(int64_t num_rows, int32_t num_replicas) {
+  MPINFER_CHECK(num_replicas > 0 && num_rows >= 0);
+  std::vector<int32_t> owner;
+  owner.reserve(static_cast<size_t>(num_rows));
+  for (int32_t replica = 0; replica < num_replicas; ++replica) {
+    const int64_t count = num_rows / num_replicas + (replica < num_rows % num_replicas ? 1 : 0);
+    owner.insert(owner.end(), static_cast<size_t>(count), replica);
+  }
+  return owner;
+}
+
+GuidedBlocks guided_blocks(const std::vector<RowEntry>& rows, int32_t num_replicas) {
+  MPINFER_CHECK(num_replicas > 0);
+  GuidedBlocks blocks;
+  blocks.order = costliest_first(rows);
+  int64_t cost_left = 0;
+  for (const RowEntry& row : rows) cost_left += cost_of(row);
+  const auto num_rows = static_cast<int64_t>(rows.size());
+  int64_t at = 0;
+  blocks.starts.push_back(0);
+  while (at < num_rows) {
+    const auto number = static_cast<int64_t>(blocks.starts.size());
+    // The first block of every other replica keeps a row.
+    const int64_t last = num_rows - std::max<int64_t>(0, num_replicas - number);
+    const int64_t target = cost_left / (2 * int64_t{num_replicas});
+    int64_t cost = 0;
+    do {
+      cost += cost_of(rows[blocks.order[static_cast<size_t>(at)]]);
+      ++at;
+    } while (at < last && cost < target);
+    cost_left -= cost;
+    blocks.starts.push_back(at);
+  }
+  return blocks;
+}
+
+}  // namespace mpinfer::io
