@@ -113,7 +113,7 @@ void fold_max(const MaxState& state, const float* logits, int64_t first_row, int
       }
       const Vec old = hn::LoadU(kTag, best + half);
       const auto more = hn::Gt(x, old);
-      if (!hn::AllFalse(kTag, hn::Ne(x, x))) state.has_nan[first_row + r] = 1;
+      if (!hn::AllFalse(kTag, hn::IsNaN(x))) state.has_nan[first_row + r] = 1;
       if (hn::AllFalse(kTag, more)) continue;
       hn::StoreU(hn::IfThenElse(more, x, old), kTag, best + half);
       const auto here = hn::Add(ids, hn::Set(int_tag, static_cast<int32_t>(half)));

@@ -16,11 +16,11 @@ namespace {
 
 RowMax row_max(const float* x, int64_t n) {
   Vec best = hn::Set(kTag, -HUGE_VALF);
-  auto nan = hn::Ne(best, best);
+  auto nan = hn::IsNaN(best);
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
     const Vec v = hn::LoadU(kTag, x + i);
-    nan = hn::Or(nan, hn::Ne(v, v));
+    nan = hn::Or(nan, hn::IsNaN(v));
     best = hn::Max(best, v);
   }
   RowMax result = {.value = max_of_lanes(best), .index = 0, .has_nan = !hn::AllFalse(kTag, nan)};

@@ -59,7 +59,7 @@ HWY_INLINE Vec exp_of(Vec x) {
   const auto exponent = hn::ShiftLeft<23>(hn::ConvertTo(int_tag, n));
   const Vec scaled = hn::BitCast(kTag, hn::Add(hn::BitCast(int_tag, y), exponent));
   const Vec cut = hn::IfThenZeroElse(hn::Lt(x, hn::Set(kTag, -86.0F)), scaled);
-  return hn::IfThenElse(hn::Ne(x, x), x, cut);
+  return hn::IfThenElse(hn::IsNaN(x), x, cut);
 }
 
 // 1 / (1 + e^-x); NaN for NaN.

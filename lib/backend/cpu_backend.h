@@ -15,7 +15,7 @@ namespace mpinfer::backend {
 
 struct CpuOptions {
   int threads = 1;
-  std::string simd_target;  // a name from simd_targets(); empty: the best one
+  std::string simd_target = {};  // a name from simd_targets(); empty: the best one
 };
 
 // SIMD targets of this build that this CPU has, best first; never empty. Ranks that differ take the

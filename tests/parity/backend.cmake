@@ -1,0 +1,3 @@
+mpinfer_test(parity_backend
+  SOURCES support/main.cpp parity/backend_fixture.cpp parity/backend_attention.cpp parity/backend_gemm.cpp
+  LINKS mpinfer_backend)
