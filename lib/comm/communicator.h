@@ -1,8 +1,8 @@
-// Communicator: collectives on device tensors of one axis (tp, pp ring, lockstep group), in stream order.
-// Counts come from the plan: there is no size exchange and no host sync inside. All-reduce gives equal bits on every
-// rank; the MPI and thread implementations sum in rank order whatever the size. A communicator of size 1 does nothing,
-// so callers never ask for the size. Implementations: SingleCommunicator, MpiCommunicator, ThreadCommunicator (tests),
-// NcclCommunicator.
+// Communicator: collectives on device tensors of one axis (tp, pp ring, lockstep group), in stream
+// order. Counts come from the plan: there is no size exchange and no host sync inside. All-reduce
+// gives equal bits on every rank; the MPI and thread implementations sum in rank order whatever the
+// size. A communicator of size 1 does nothing, so callers never ask for the size. Implementations:
+// SingleCommunicator, MpiCommunicator, ThreadCommunicator (tests), NcclCommunicator.
 #pragma once
 
 #include <cstdint>
@@ -49,9 +49,10 @@ class Communicator {
   // in and out hold size() pieces of bytes each.
   virtual void all_to_all(Stream, void* out, const void* in, int64_t bytes) = 0;
   virtual void broadcast(Stream, void* data, int64_t bytes, int root) = 0;
-  // Nonblocking exchange for the stage shift; either side may be absent (bytes 0). Messages between a pair arrive
-  // in the order of the calls.
-  virtual std::unique_ptr<Pending> start_send_recv(Stream, const Transfer& send, const Transfer& receive) = 0;
+  // Nonblocking exchange for the stage shift; either side may be absent (bytes 0). Messages between
+  // a pair arrive in the order of the calls.
+  virtual std::unique_ptr<Pending> start_send_recv(Stream, const Transfer& send,
+                                                   const Transfer& receive) = 0;
 };
 
 }  // namespace mpinfer::comm

@@ -1,5 +1,5 @@
-// Mesh: the coordinates of this rank and the host communicators of its axes. rank = (dp·pp_size + pp)·tp_size + tp:
-// TP neighbours are next to each other, so they share a node.
+// Mesh: the coordinates of this rank and the host communicators of its axes. rank = (dp·pp_size +
+// pp)·tp_size + tp: TP neighbours are next to each other, so they share a node.
 #pragma once
 
 #include <string>
@@ -46,8 +46,8 @@ struct Mesh {
 // Collective over world. layout.world() must be the world's size (the planner has refused others).
 Mesh make_mesh(HostComm world, const Layout& layout);
 
-// Every rank's named values must equal rank 0's. Throws Error(kUsage) naming rank, host, field and both values, on every
-// rank alike. Collective.
+// Every rank's named values must equal rank 0's. Throws Error(kUsage) naming rank, host, field and
+// both values, on every rank alike. Collective.
 struct NamedValue {
   std::string name;
   std::string value;

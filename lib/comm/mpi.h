@@ -1,7 +1,8 @@
-// Host data over MPI: RAII communicators with the verbs the rest of the program needs, and the only header through which
-// other rooms reach MPI (mpi.h stays inside lib/comm). Every failing call throws Error(kPeerFailure) with rank, host and the
-// library's text. MPI_THREAD_FUNNELED: only the main thread calls any of this. Blocking verbs are for start and end;
-// a step uses the start_* verbs and test().
+// Host data over MPI: RAII communicators with the verbs the rest of the program needs, and the only
+// header through which other rooms reach MPI (mpi.h stays inside lib/comm). Every failing call
+// throws Error(kPeerFailure) with rank, host and the library's text. MPI_THREAD_FUNNELED: only the
+// main thread calls any of this. Blocking verbs are for start and end; a step uses the start_*
+// verbs and test().
 #pragma once
 
 #include <cstddef>
@@ -50,13 +51,16 @@ class HostComm {
   void barrier() const;
   void broadcast(void* data, int64_t bytes, int root) const;  // any size (cut in 1 GiB pieces)
   void broadcast(std::string& bytes, int root) const;         // size first
-  // Every rank's bytes on every rank / on root (others get an empty vector). Pieces may differ in size.
+  // Every rank's bytes on every rank / on root (others get an empty vector). Pieces may differ in
+  // size.
   std::vector<std::string> all_gather(const std::string& mine) const;
   std::vector<std::string> gather(const std::string& mine, int root) const;
   // Different bytes to each rank: parts is read on root only, parts.size() == size().
   std::string scatter(const std::vector<std::string>& parts, int root) const;
-  // MPI_Gatherv of one round; the sum must fit in 31 bits (checked). Result on root: bytes rank by rank.
-  std::string gather_v(std::string_view mine, const std::vector<int64_t>& bytes_by_rank, int root) const;
+  // MPI_Gatherv of one round; the sum must fit in 31 bits (checked). Result on root: bytes rank by
+  // rank.
+  std::string gather_v(std::string_view mine, const std::vector<int64_t>& bytes_by_rank,
+                       int root) const;
   int64_t all_reduce_sum(int64_t value) const;
   int64_t all_reduce_min(int64_t value) const;
   int64_t all_reduce_max(int64_t value) const;
@@ -79,8 +83,8 @@ class HostComm {
   std::unique_ptr<Handle> handle_;
 };
 
-// A counter on one rank that others fetch and add without its help (MPI_Win_allocate, MPI_Fetch_and_op).
-// Over TCP the owner must enter MPI now and then (poll()).
+// A counter on one rank that others fetch and add without its help (MPI_Win_allocate,
+// MPI_Fetch_and_op). Over TCP the owner must enter MPI now and then (poll()).
 class SharedCounter {
  public:
   SharedCounter(const HostComm& comm, int owner);

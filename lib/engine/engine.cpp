@@ -256,6 +256,7 @@ EngineStats Engine::run(RequestSource* source, CompletionSink* sink, StopStringM
       impl.scheduler->commit(committed, impl.runner.results(committed));
       if (impl.stats.first_token_seconds == 0.0 && !committed.logit_entries.empty()) {
         impl.stats.first_token_seconds = seconds_since(start);
+        impl.parts.watch.first_step_done();
       }
       if (impl.scheduler->finished()) break;
     }
