@@ -1,0 +1,188 @@
+// Logits and greedy tokens against Hugging Face transformers (scripts/make_goldens.py), at every
+// layout that one process can hold, whole and chunked prefill, blocks out of order.
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cmath>
+#include <filesystem>
+
+#include "lib/model/config.h"
+#include "lib/model/safetensors.h"
+#include "tests/golden/replica.h"
+#include "tests/support/catch.h"
+
+namespace mpinfer::model::test {
+namespace {
+
+constexpr double kTolerance = 1e-4;  // of the largest logit, and of a gap that counts
+
+std::string model_directory(const std::string& name) {
+  return fmt::format("{}/{}", MPINFER_GOLDEN_DIR, name);
+}
+
+struct Golden {
+  TokenSequence sequence;
+  std::vector<int32_t> positions;
+  std::vector<float> logits;  // [positions, vocab]
+  std::vector<float> gaps;
+};
+
+class GoldenFile {
+ public:
+  explicit GoldenFile(const std::string& directory)
+      : file_(directory, "golden.safetensors"), tensors_(read_header(file_, &header_)) {}
+
+  template <class T>
+  std::vector<T> read(const std::string& name) const {
+    for (const StoredTensor& tensor : tensors_) {
+      if (tensor.name != name) continue;
+      std::vector<T> out(static_cast<size_t>(tensor.bytes) / sizeof(T));
+      file_.read(out.data(), tensor.offset, tensor.bytes);
+      return out;
+    }
+    return {};
+  }
+
+ private:
+  ModelFile file_;
+  std::string header_;
+  std::vector<StoredTensor> tensors_;
+};
+
+std::vector<Golden> read_goldens(const std::string& directory) {
+  const GoldenFile file(directory);
+  std::vector<Golden> out;
+  for (int i = 0; i < 4; ++i) {
+    const std::string suffix = fmt::format("_{}", i);
+    Golden& golden = out.emplace_back();
+    golden.sequence.tokens = file.read<int32_t>("tokens" + suffix);
+    golden.sequence.prompt_length = file.read<int32_t>("prompt_length" + suffix).at(0);
+    golden.positions = file.read<int32_t>("positions" + suffix);
+    golden.logits = file.read<float>("logits" + suffix);
+    golden.gaps = file.read<float>("gaps" + suffix);
+  }
+  return out;
+}
+
+std::vector<TokenSequence> sequences_of(const std::vector<Golden>& goldens) {
+  std::vector<TokenSequence> out;
+  for (const Golden& golden : goldens) out.push_back(golden.sequence);
+  return out;
+}
+
+// Largest |difference| over the largest |logit| of the golden's rows.
+double logit_error(const Answers& answers, size_t sequence, const Golden& golden) {
+  const size_t vocab = golden.logits.size() / golden.positions.size();
+  double worst = 0;
+  double largest = 0;
+  for (size_t i = 0; i < golden.positions.size(); ++i) {
+    const std::vector<float>& row = answers.logits.at({sequence, golden.positions[i]});
+    REQUIRE(row.size() == vocab);
+    for (size_t v = 0; v < vocab; ++v) {
+      const double expected = golden.logits[i * vocab + v];
+      // Written so that a NaN counts as the worst.
+      const double difference = std::abs(row[v] - expected);
+      worst = difference <= worst ? worst : difference;
+      largest = std::max(largest, std::abs(expected));
+    }
+  }
+  return worst / largest;
+}
+
+int wrong_tokens(const std::map<std::pair<size_t, int64_t>, int32_t>& ids, size_t sequence,
+                 const Golden& golden) {
+  int wrong = 0;
+  for (size_t step = 0; step < golden.gaps.size(); ++step) {
+    const int64_t position = golden.sequence.prompt_length + static_cast<int64_t>(step) - 1;
+    const int32_t expected = golden.sequence.tokens[static_cast<size_t>(position) + 1];
+    if (golden.gaps[step] >= kTolerance && ids.at({sequence, position}) != expected) ++wrong;
+  }
+  return wrong;
+}
+
+void check_against_goldens(const ReplicaOptions& options, const std::vector<Golden>& goldens) {
+  for (const Answers& answers : run_replica(options, sequences_of(goldens))) {
+    for (size_t s = 0; s < goldens.size(); ++s) {
+      INFO(options.directory << " tp " << options.tp << " pp " << options.pp << " chunk "
+                             << options.chunk << " prompt " << s);
+      CHECK(logit_error(answers, s, goldens[s]) < kTolerance);
+      CHECK(wrong_tokens(answers.greedy, s, goldens[s]) == 0);
+      CHECK(wrong_tokens(answers.sampled, s, goldens[s]) == 0);
+    }
+  }
+}
+
+const std::vector<std::string>& model_names() {
+  static const std::vector<std::string> kNames = {"granite",      "llama-8h2kv",    "llama-8h4kv",
+                                                  "llama-linear", "mistral-window", "phi3-partial",
+                                                  "qwen2-window", "qwen3-yarn",     "smollm3-nope"};
+  return kNames;
+}
+
+TEST_CASE("every committed model folder is tested") {
+  std::vector<std::string> found;
+  for (const auto& entry : std::filesystem::directory_iterator(MPINFER_GOLDEN_DIR)) {
+    if (entry.is_directory()) found.push_back(entry.path().filename().string());
+  }
+  std::sort(found.begin(), found.end());
+  CHECK(found == model_names());
+}
+
+TEST_CASE("logits and greedy tokens equal transformers' at every tp and pp") {
+  for (const std::string& name : model_names()) {
+    const std::string directory = model_directory(name);
+    const ModelConfig config = load_model_config(directory);
+    const std::vector<Golden> goldens = read_goldens(directory);
+    for (const int tp : valid_tp(config, 8)) {
+      check_against_goldens({.directory = directory, .tp = tp, .chunk = tp % 2 == 0 ? 7 : 1024},
+                            goldens);
+    }
+    check_against_goldens(
+        {.directory = directory, .pp = config.num_layers(), .chunk = 3, .block_size = 16}, goldens);
+    check_against_goldens({.directory = directory, .tp = 2, .pp = 2, .chunk = 5}, goldens);
+  }
+}
+
+TEST_CASE("at equal tp the bits do not depend on pp, chunk, block size or threads") {
+  for (const std::string name : {"llama-8h4kv", "qwen2-window"}) {
+    const std::string directory = model_directory(name);
+    const std::vector<TokenSequence> sequences = sequences_of(read_goldens(directory));
+    for (const int tp : {1, 2}) {
+      const Answers one = run_replica({.directory = directory, .tp = tp}, sequences).at(0);
+      for (const ReplicaOptions& other :
+           {ReplicaOptions{.directory = directory, .tp = tp, .pp = 2, .chunk = 1},
+            ReplicaOptions{.directory = directory, .tp = tp, .chunk = 4, .block_size = 1},
+            ReplicaOptions{.directory = directory, .tp = tp, .block_size = 32, .threads = 3}}) {
+        const std::vector<Answers> ranks = run_replica(other, sequences);
+        for (const Answers& answers : ranks) {
+          INFO(name << " tp " << tp << " chunk " << other.chunk << " block " << other.block_size);
+          CHECK(answers.logits == one.logits);
+          CHECK(answers.greedy == one.greedy);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("dummy weights are the same model at every layout") {
+  const std::string directory = model_directory("llama-8h2kv");
+  const std::vector<TokenSequence> sequences = {{{3, 1, 4, 1, 5, 9, 2, 6}, 6}};
+  const Answers one = run_replica({.directory = directory, .dummy = true}, sequences).at(0);
+  for (const int tp : {2, 4, 8}) {
+    const Answers cut =
+        run_replica({.directory = directory, .tp = tp, .pp = 3, .dummy = true}, sequences).at(0);
+    double worst = 0;
+    double largest = 0;
+    for (const auto& [at, row] : one.logits) {
+      for (size_t v = 0; v < row.size(); ++v) {
+        worst = std::max(worst, std::abs(double{row[v]} - double{cut.logits.at(at)[v]}));
+        largest = std::max(largest, std::abs(double{row[v]}));
+      }
+    }
+    CHECK(largest > 0);
+    CHECK(worst < kTolerance * largest);
+  }
+}
+
+}  // namespace
+}  // namespace mpinfer::model::test
