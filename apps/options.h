@@ -1,5 +1,6 @@
-// Options: one validated value from flags, MPINFER_* variables, a TOML file and defaults, in that precedence. Environment
-// variables are read here alone. Rank 0 resolves them; the others get its value by broadcast (serialise/deserialise).
+// Options: one validated value from flags, MPINFER_* variables, a TOML file and defaults, in that
+// precedence. Environment variables are read here alone. Rank 0 resolves them; the others get its
+// value by broadcast (serialise/deserialise).
 #pragma once
 
 #include <cstdint>
@@ -14,7 +15,8 @@ enum class Command : uint8_t { kRun, kPlan, kCheck, kTokenize };
 
 // Sampling defaults for rows that do not say; empty: generation_config, else neutral.
 struct SamplingDefaults {
-  std::optional<double> temperature, top_p, min_p, repetition_penalty, frequency_penalty, presence_penalty;
+  std::optional<double> temperature, top_p, min_p, repetition_penalty, frequency_penalty,
+      presence_penalty;
   std::optional<int64_t> top_k, max_tokens, min_tokens;
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;
@@ -29,7 +31,8 @@ struct Options {
   int tp = 0, pp = 0, dp = 0;  // 0: planner
   std::vector<int32_t> pp_layers;
   std::string backend = "auto", dtype = "auto";
-  int64_t max_model_len = 0, max_num_seqs = 0, max_num_batched_tokens = 0, block_size = 0;  // 0: default
+  int64_t max_model_len = 0, max_num_seqs = 0, max_num_batched_tokens = 0,
+          block_size = 0;  // 0: default
   double gpu_memory_utilization = 0.94;
   int64_t kv_cache_memory_bytes = 0;
   int threads = 0;  // 0: this rank's share
@@ -54,16 +57,21 @@ struct Options {
   // tokenize
   bool decode = false;
 
-  std::map<std::string, std::string> origin;  // long flag → "flag", "MPINFER_X", "file", "default"
+  // Long name → the values as given, and where they came from ("--tp", "MPINFER_TP", "run.toml:
+  // tp").
+  std::map<std::string, std::vector<std::string>> given;
+  std::map<std::string, std::string> origin;
 };
 
-// Parses argv; prints help or version and sets exit_now instead of throwing. Throws Error(kUsage).
+// Parses argv; help and version come back as text to print instead. Throws Error(kUsage) naming the
+// option, its origin, the value and what would be right.
 struct Parsed {
   Options options;
-  bool exit_now = false;
+  std::string text;  // not empty: print this and end with 0
 };
-Parsed parse_options(int argc, char** argv);
+Parsed parse_options(int argc, const char* const* argv);
 
+// What was given travels; the other side resolves it the same way.
 std::string serialise(const Options& options);
 Options deserialise(const std::string& bytes);
 

@@ -2,6 +2,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <vector>
 
@@ -16,7 +17,8 @@ struct Hardware {
   int world = 1;  // ranks
   int nodes = 1;
   bool cuda = false;
-  int64_t memory_per_rank = 0;   // bytes the engine may plan with (GPU memory × utilisation, or host share)
+  int64_t memory_per_rank =
+      0;  // bytes to plan with: GPU memory × utilisation; host: available ÷ local ranks
 };
 
 struct Lengths {  // typical row, from the input if there is one
@@ -28,12 +30,16 @@ struct PlanRequest {
   int dp = 0, pp = 0, tp = 0, ep = 0;  // 0: choose
   std::vector<int32_t> pp_layers;
   int32_t block_size = 16;
-  int64_t max_model_len = 0;        // 0: the model's, or what fits
+  int64_t max_model_len = 0;  // 0: the model's, or what fits
   int64_t max_num_batched_tokens = 8192;
   int64_t kv_cache_memory_bytes = 0;  // 0: what is left (CUDA), what the input needs (CPU)
   int32_t max_num_seqs = 0;           // 0: by memory
   DType activation = DType::kF32;
   Lengths lengths;
+  // Bytes beside weights and KV on a rank of the layout (forward, LM head, step buffers), by a dry
+  // run of the rooms above.
+  std::function<int64_t(const comm::Layout&, int32_t max_num_seqs, int64_t max_model_len)>
+      workspace_bytes;
 };
 
 struct MemoryPlan {  // of the fullest rank
@@ -59,11 +65,15 @@ struct Plan {
 
 // Memory of one layout; never throws for "does not fit" (fits = false, sum says why).
 MemoryPlan plan_memory(const model::ModelConfig& config, const comm::Layout& layout,
-                       const std::vector<model::StageLayers>& stages, const Hardware& hardware, const PlanRequest& request);
+                       const std::vector<model::StageLayers>& stages, const Hardware& hardware,
+                       const PlanRequest& request);
 // Every layout of the world that is valid for the model, best first.
-std::vector<Plan> rank_layouts(const model::ModelConfig& config, const Hardware& hardware, const PlanRequest& request);
-// The one to use. Given sizes are never changed. Throws Error(kUsage) naming the product and the layouts that work, or
-// Error(kModelRefused) with the sum that is short and a command line that works.
-Plan choose_plan(const model::ModelConfig& config, const Hardware& hardware, const PlanRequest& request);
+std::vector<Plan> rank_layouts(const model::ModelConfig& config, const Hardware& hardware,
+                               const PlanRequest& request);
+// The one to use. Given sizes are never changed. Throws Error(kUsage) naming the product and the
+// layouts that work, or Error(kModelRefused) with the sum that is short and a command line that
+// works.
+Plan choose_plan(const model::ModelConfig& config, const Hardware& hardware,
+                 const PlanRequest& request);
 
 }  // namespace mpinfer::planner

@@ -1,0 +1,158 @@
+#include "lib/planner/planner.h"
+
+#include <algorithm>
+
+#include "lib/core/error.h"
+#include "lib/model/loader.h"
+
+namespace mpinfer::planner {
+namespace {
+
+// Rates of one device, for comparing layouts and nothing else: H200 by measurement; two AVX-512
+// cores.
+struct Rates {
+  double flops;
+  double bytes;
+  double tp_efficiency;  // of doubling tp
+  double pp_efficiency;  // of having stages at all
+};
+constexpr Rates kCuda{6.5e14, 4.0e12, 0.88, 0.93};
+constexpr Rates kCpu{1.5e11, 2.0e10, 0.85, 0.93};
+
+// Steady tokens per second of a layout, by a roofline of one decode step with its share of prefill.
+double model_rate(const model::ModelConfig& config, const Plan& plan, const Hardware& hardware,
+                  const PlanRequest& request) {
+  const Rates& rates = hardware.cuda ? kCuda : kCpu;
+  const comm::Layout& layout = plan.layout;
+  const double context = request.lengths.prompt + request.lengths.completion;
+  const double sequences =
+      std::min(static_cast<double>(plan.memory.max_num_seqs),
+               static_cast<double>(plan.memory.kv_tokens) / std::max(1.0, context));
+  const double lane = std::max(1.0, sequences / layout.pp);
+  const double weights = static_cast<double>(plan.memory.weights);
+  const double parameters = weights / static_cast<double>(size_of(config.dtype));
+  const double kv_bytes = 2.0 * config.num_layers() * config.num_key_value_heads * config.head_dim *
+                          static_cast<double>(size_of(request.activation)) /
+                          (layout.tp * layout.pp);
+  const double tokens_per_output =
+      1.0 + request.lengths.prompt / std::max(1.0, request.lengths.completion);
+  const double seconds =
+      std::max(weights / rates.bytes, lane * tokens_per_output * 2.0 * parameters / rates.flops) +
+      lane * context * kv_bytes / rates.bytes;
+  double efficiency = layout.pp > 1 ? rates.pp_efficiency : 1.0;
+  for (int tp = 1; tp < layout.tp; tp *= 2) efficiency *= rates.tp_efficiency;
+  return layout.dp * lane / seconds * efficiency * tokens_per_output;
+}
+
+bool given_sizes_hold(const comm::Layout& layout, const PlanRequest& request) {
+  return (request.dp == 0 || request.dp == layout.dp) &&
+         (request.pp == 0 || request.pp == layout.pp) &&
+         (request.tp == 0 || request.tp == layout.tp);
+}
+
+std::string name_of(const comm::Layout& layout) {
+  return fmt::format("-dp {} -pp {} -tp {}", layout.dp, layout.pp, layout.tp);
+}
+
+std::string reason_for(const Plan& plan, const Hardware& hardware, const PlanRequest& request) {
+  const comm::Layout& layout = plan.layout;
+  if (request.dp > 0 && request.pp > 0 && request.tp > 0) return "as given";
+  if (layout.world() == 1) return "one rank";
+  if (layout.replica() == 1)
+    return "the model fits one rank, and replicas share nothing while they generate";
+  std::string reason = "one rank is too small for the model";
+  if (request.pp > 0 || request.tp > 0) reason = "with the sizes given";
+  if (layout.tp > 1 && hardware.nodes > 1) reason += "; tp stays inside a node";
+  if (layout.pp > 1) reason += "; stages move less between ranks than tp";
+  return reason;
+}
+
+// A command line with more ranks that would hold the model, or empty.
+std::string what_would_work(const model::ModelConfig& config, const Hardware& hardware,
+                            const PlanRequest& request) {
+  for (int world = hardware.world + 1; world <= 1024; world = world < 16 ? world + 1 : world * 2) {
+    Hardware larger = hardware;
+    larger.world = world;
+    larger.nodes = std::max(hardware.nodes, (world + 7) / 8);
+    for (const Plan& plan : rank_layouts(config, larger, request)) {
+      if (!plan.memory.fits) continue;
+      return fmt::format("works: -n {} {} (KV {}k tokens a replica)", world, name_of(plan.layout),
+                         plan.memory.kv_tokens / 1000);
+    }
+  }
+  return "";
+}
+
+}  // namespace
+
+std::vector<Plan> rank_layouts(const model::ModelConfig& config, const Hardware& hardware,
+                               const PlanRequest& request) {
+  std::vector<Plan> plans;
+  const int per_node = std::max(1, hardware.world / std::max(1, hardware.nodes));
+  for (const int tp : model::valid_tp(config, hardware.world)) {
+    if (hardware.world % tp != 0) continue;
+    for (int pp = 1; pp <= std::min(hardware.world / tp, config.num_layers()); ++pp) {
+      if (hardware.world / tp % pp != 0) continue;
+      Plan plan;
+      plan.layout = {hardware.world / tp / pp, pp, tp, 1};
+      if (!given_sizes_hold(plan.layout, request)) continue;
+      if (request.tp == 0 && tp > per_node) continue;
+      if (!request.pp_layers.empty() && static_cast<int>(request.pp_layers.size()) != pp) continue;
+      plan.stages = model::balance_stages(config, pp, request.pp_layers);
+      plan.memory = plan_memory(config, plan.layout, plan.stages, hardware, request);
+      plan.tokens_per_second = plan.memory.fits ? model_rate(config, plan, hardware, request) : 0.0;
+      plan.reason = reason_for(plan, hardware, request);
+      plans.push_back(std::move(plan));
+    }
+  }
+  const double typical = request.lengths.prompt + request.lengths.completion;
+  const auto roomy = [&](const Plan& plan) {
+    return plan.memory.fits && static_cast<double>(plan.memory.kv_tokens) >= 64 * typical;
+  };
+  std::stable_sort(plans.begin(), plans.end(), [&](const Plan& a, const Plan& b) {
+    if (a.memory.fits != b.memory.fits) return a.memory.fits;
+    if (roomy(a) != roomy(b)) return roomy(a);
+    // A model that fits one rank runs as replicas: they wait for nobody.
+    if (roomy(a) && (a.layout.replica() == 1) != (b.layout.replica() == 1))
+      return a.layout.replica() == 1;
+    return a.tokens_per_second > b.tokens_per_second;
+  });
+  return plans;
+}
+
+Plan choose_plan(const model::ModelConfig& config, const Hardware& hardware,
+                 const PlanRequest& request) {
+  if (request.tp > 0) model::require_valid_tp(config, request.tp);
+  std::vector<Plan> plans = rank_layouts(config, hardware, request);
+  if (plans.empty()) {
+    PlanRequest open = request;
+    open.dp = open.pp = open.tp = 0;
+    open.pp_layers.clear();
+    std::string works;
+    for (const Plan& plan : rank_layouts(config, hardware, open)) {
+      works += (works.empty() ? "" : "; ") + name_of(plan.layout);
+    }
+    const auto size = [](int value) {
+      return value > 0 ? fmt::format("{}", value) : std::string("(any)");
+    };
+    throw Error(
+        ExitCode::kUsage,
+        fmt::format("--dp {} × --pp {} × --tp {} cannot be the world of {} rank{}{}; works: {}",
+                    size(request.dp), size(request.pp), size(request.tp), hardware.world,
+                    hardware.world == 1 ? "" : "s",
+                    request.pp_layers.empty()
+                        ? ""
+                        : fmt::format(" with {} entries in --pp-layers", request.pp_layers.size()),
+                    works));
+  }
+  if (!plans.front().memory.fits) {
+    const std::string works = what_would_work(config, hardware, request);
+    throw Error(ExitCode::kModelRefused,
+                fmt::format("{} does not fit at {}: {}{}", config.architecture,
+                            name_of(plans.front().layout), plans.front().memory.sum,
+                            works.empty() ? "" : "; " + works));
+  }
+  return plans.front();
+}
+
+}  // namespace mpinfer::planner

@@ -1,0 +1,3 @@
+mpinfer_test(property_scheduler
+  SOURCES property/engine/scheduler_test.cpp support/main.cpp
+  LINKS mpinfer_engine)
