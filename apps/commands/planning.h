@@ -1,0 +1,18 @@
+// From options and hardware to the planner's questions, the same for run, plan and check.
+#pragma once
+
+#include "apps/options.h"
+#include "lib/model/config.h"
+#include "lib/planner/planner.h"
+
+namespace mpinfer::apps {
+
+// Bytes of host memory that may be planned with: available memory or what the cgroup leaves,
+// whichever is less.
+int64_t available_host_memory();
+
+// Defaults of the backend for what the options leave open.
+planner::PlanRequest make_plan_request(const Options& options, const model::ModelConfig& config,
+                                       bool cuda);
+
+}  // namespace mpinfer::apps

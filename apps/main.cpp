@@ -1,0 +1,105 @@
+// mpinfer: parse on rank 0, hand the options to every rank, run one command, turn what was thrown
+// into the documented exit code. The only catch of Error in the program.
+#include <fmt/core.h>
+
+#include <cstdio>
+#include <exception>
+#include <string>
+
+#include "apps/commands/commands.h"
+#include "apps/options.h"
+#include "lib/comm/mpi.h"
+#include "lib/core/error.h"
+#include "lib/core/log.h"
+
+namespace mpinfer::apps {
+namespace {
+
+// Rank 0's verdict on the command line, as every rank gets it.
+struct Start {
+  int exit_code = 0;
+  bool go = false;
+  std::string options;
+};
+
+Start parse_on_rank_0(int argc, char** argv, const comm::HostComm& world) {
+  Start start;
+  if (world.rank() == 0) {
+    try {
+      const Parsed parsed = parse_options(argc, argv);
+      if (!parsed.text.empty()) {
+        fmt::print("{}", parsed.text);
+      } else {
+        start.go = true;
+        start.options = serialise(parsed.options);
+      }
+    } catch (const Error& error) {
+      fmt::print(stderr, "mpinfer: {}\n", error.what());
+      start.exit_code = static_cast<int>(error.exit_code());
+    }
+  }
+  const std::string go = start.go ? "1" : "0";
+  std::string bytes = go + start.options;
+  world.broadcast(bytes, 0);
+  start.go = bytes[0] == '1';
+  start.options = bytes.substr(1);
+  return start;
+}
+
+int run(const Options& options, comm::HostComm world) {
+  switch (options.command) {
+    case Command::kRun:
+      return run_command(options, std::move(world));
+    case Command::kPlan:
+      return world.rank() == 0 ? plan_command(options, world.size()) : 0;
+    case Command::kCheck:
+      return world.rank() == 0 ? check_command(options, world.size()) : 0;
+    case Command::kTokenize:
+      return world.rank() == 0 ? tokenize_command(options) : 0;
+  }
+  return static_cast<int>(ExitCode::kInternal);
+}
+
+// Last words of a rank that cannot go on. A world of one needs no abort.
+int give_up(const comm::HostComm& world, int exit_code, const std::string& what) {
+  spdlog::error("{}", what);
+  spdlog::default_logger()->flush();
+  if (world.size() > 1) comm::MpiSession::abort(exit_code);
+  return exit_code;
+}
+
+int guarded(int argc, char** argv) {
+  comm::MpiSession session(&argc, &argv);
+  comm::HostComm world = comm::HostComm::world();
+  const Start start = parse_on_rank_0(argc, argv, world);
+  if (!start.go) return start.exit_code;
+  const int rank = world.rank();
+  const comm::HostComm last_words = world.duplicate();
+  try {
+    const Options options = deserialise(start.options);
+    set_up_log({options.log_level, options.log_format == "json", rank, comm::host_name()});
+    const int exit_code = run(options, std::move(world));
+    // A launcher takes any rank's code for a failure: only rank 0 speaks.
+    return rank == 0 ? exit_code : 0;
+  } catch (const Error& error) {
+    spdlog::debug("thrown at {}", error.where());
+    return give_up(last_words, static_cast<int>(error.exit_code()), error.what());
+  } catch (const std::bad_alloc&) {
+    return give_up(last_words, static_cast<int>(ExitCode::kOutOfResource), "host memory ran out");
+  } catch (const std::exception& error) {
+    return give_up(last_words, static_cast<int>(ExitCode::kInternal),
+                   fmt::format("internal error: {}", error.what()));
+  }
+}
+
+}  // namespace
+}  // namespace mpinfer::apps
+
+int main(int argc, char** argv) {
+  try {
+    return mpinfer::apps::guarded(argc, argv);
+  } catch (const mpinfer::Error& error) {
+    fmt::print(stderr, "mpinfer: {}\n", error.what());
+    return static_cast<int>(error.exit_code());
+  }
+}
