@@ -150,6 +150,9 @@ struct KernelTable {
   // x → exp((x - max) * inverse_temperature), 0 where x < threshold or the result < min_weight.
   void (*weights)(float* x, int64_t n, float max, float inverse_temperature, float threshold,
                   float min_weight);
+  // For benchmarks: steps of independent multiply-adds in registers; returns the operations of one
+  // step.
+  int64_t (*multiply_add_loop)(int64_t steps);
 };
 
 // Names of the compiled targets that this CPU has, best first.

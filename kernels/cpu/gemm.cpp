@@ -158,6 +158,20 @@ void gemm_max(const GemmArgs& args, const MaxState& state, float* scratch, int32
   }
 }
 
+int64_t multiply_add_loop(int64_t steps) {
+  constexpr size_t kSums = 12;
+  Vec sums[kSums];
+  for (size_t i = 0; i < kSums; ++i) sums[i] = hn::Set(kTag, static_cast<float>(i));
+  const Vec factor = hn::Set(kTag, 0.999F);
+  for (int64_t step = 0; step < steps; ++step) {
+    for (size_t i = 0; i < kSums; ++i) sums[i] = hn::MulAdd(sums[i], factor, factor);
+  }
+  Vec total = sums[0];
+  for (size_t i = 1; i < kSums; ++i) total = hn::Add(total, sums[i]);
+  // The sum is never this value; asking keeps the loop.
+  return sum_of_lanes(total) == -1.0F ? 0 : static_cast<int64_t>(kSums) * kLanes * 2;
+}
+
 void fill(KernelTable& table) {
   table.panel_width = kPanelWidth;
   table.row_tile = kRowTile;
@@ -165,6 +179,7 @@ void fill(KernelTable& table) {
   table.gemm = &gemm;
   table.gemm_max = &gemm_max;
   table.panel_position = &panel_position;
+  table.multiply_add_loop = &multiply_add_loop;
 }
 
 }  // namespace

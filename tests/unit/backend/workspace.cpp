@@ -27,6 +27,21 @@ std::vector<void*> a_step(Workspace& workspace) {
   return data;
 }
 
+// What an Error thrown by f says; empty if it throws none.
+template <class F>
+std::string message_of(const F& f) {
+  try {
+    f();
+  } catch (const Error& error) {
+    return error.what();
+  }
+  return "";
+}
+
+bool contains(const std::string& text, const std::string& part) {
+  return text.find(part) != std::string::npos;
+}
+
 }  // namespace
 
 TEST_CASE("a measuring workspace records exactly the bytes that the same calls need") {
@@ -43,7 +58,7 @@ TEST_CASE("a measuring workspace records exactly the bytes that the same calls n
   CHECK(exact.peak_bytes() == measure.peak_bytes());
 
   Workspace small(backend->allocate(measure.peak_bytes() - 1));
-  CHECK_THROWS_WITH(a_step(small), Catch::Contains("too small"));
+  CHECK(contains(message_of([&] { a_step(small); }), "too small"));
 }
 
 TEST_CASE("slices stay inside their matrix and of nothing are nothing") {
@@ -71,14 +86,15 @@ TEST_CASE("memory that is not there is refused with the bytes asked for and free
     FAIL("allocated twice the memory of the machine");
   } catch (const Error& error) {
     CHECK(error.exit_code() == ExitCode::kOutOfResource);
-    CHECK_THAT(error.what(), Catch::Contains(std::to_string(too_much)));
+    CHECK(contains(error.what(), std::to_string(too_much)));
   }
 }
 
 TEST_CASE("backends that cannot be made say what can") {
-  CHECK_THROWS_WITH(make_cpu_backend({.threads = 0}), Catch::Contains("at least 1"));
-  CHECK_THROWS_WITH(make_cpu_backend({.simd_target = "AVX9"}),
-                    Catch::Contains("AVX9") && Catch::Contains(best_simd_target()));
+  CHECK(contains(message_of([] { make_cpu_backend({.threads = 0}); }), "at least 1"));
+  const std::string unknown = message_of([] { make_cpu_backend({.simd_target = "AVX9"}); });
+  CHECK(contains(unknown, "AVX9"));
+  CHECK(contains(unknown, best_simd_target()));
   if (cuda_device_count() == 0) CHECK_THROWS_AS(make_cuda_backend({}), Error);
 }
 
