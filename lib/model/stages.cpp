@@ -61,7 +61,7 @@ std::vector<StageLayers> balance_stages(const ModelConfig& config, int num_stage
   for (int32_t last = 1; last <= layers - others; ++last) {
     const int32_t most = (layers - last + others - 1) / others;
     const double tick = std::max(static_cast<double>(most), last + head);
-    if (last == 1 || tick < best) {
+    if (last == 1 || tick <= best) {
       best = tick;
       best_last = last;
     }
