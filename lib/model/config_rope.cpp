@@ -8,7 +8,7 @@
 namespace mpinfer::model {
 namespace {
 
-constexpr Range kTheta = {1.0, 1e12};
+constexpr Range kTheta = {2.0, 1e12};  // at 1 nothing would turn with the position
 constexpr Range kFactor = {1.0, 1e6};
 constexpr Range kFrequencyFactor = {1e-3, 1e6};
 constexpr Range kPositions = {1, 134'217'728};
