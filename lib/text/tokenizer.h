@@ -1,5 +1,6 @@
-// Tokenizer: Hugging Face tokenizer.json read as it is (byte-level and SentencePiece-style BPE). Ids and decoded text
-// equal those of the `tokenizers` package. Immutable after load; encode and decode may run in several threads.
+// Tokenizer: Hugging Face tokenizer.json read as it is (byte-level and SentencePiece-style BPE).
+// Ids and decoded text equal those of the `tokenizers` package. Immutable after load; encode and
+// decode may run in several threads.
 #pragma once
 
 #include <cstdint>
@@ -21,18 +22,19 @@ class Tokenizer {
   virtual ~Tokenizer() = default;
 
   // text: any bytes. invalid_utf8 for invalid UTF-8; tokenizer_error when a regex limit is hit.
-  virtual Expected<std::vector<int32_t>> encode(std::string_view text, bool add_special_tokens) const = 0;
+  virtual Expected<std::vector<int32_t>> encode(std::string_view text,
+                                                bool add_special_tokens) const = 0;
   virtual std::string decode(std::span<const int32_t> ids, bool skip_special_tokens) const = 0;
 
   virtual int32_t vocab_size() const = 0;  // largest id + 1, added tokens included
   virtual bool is_special(int32_t id) const = 0;
-  virtual std::string token_of(int32_t id) const = 0;               // as in the vocabulary; empty if unknown
+  virtual std::string token_of(int32_t id) const = 0;  // as in the vocabulary; empty if unknown
   virtual std::vector<int32_t> ids_of_token(std::string_view token) const = 0;  // 0 or 1 ids
-  virtual uint64_t fingerprint() const = 0;                         // hash of tokenizer.json's bytes
+  virtual uint64_t fingerprint() const = 0;  // hash of tokenizer.json's bytes
 };
 
-// Text of a growing completion. push returns the text that is now certain (no split UTF-8 sequence);
-// finish returns the rest. The concatenation equals Tokenizer::decode of all ids.
+// Text of a growing completion. push returns the text that is now certain (no split UTF-8
+// sequence); finish returns the rest. The concatenation equals Tokenizer::decode of all ids.
 class Detokenizer {
  public:
   Detokenizer(const Tokenizer& tokenizer, bool skip_special_tokens);

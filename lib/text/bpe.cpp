@@ -1,0 +1,311 @@
+#include "lib/text/bpe.h"
+
+#include <fmt/core.h>
+
+#include <algorithm>
+#include <cstring>
+#include <mutex>
+#include <queue>
+
+#include "lib/core/error.h"
+#include "lib/core/log.h"
+#include "lib/text/byte_level.h"
+#include "lib/text/utf8.h"
+
+namespace mpinfer::text {
+namespace {
+
+uint64_t mix(uint64_t x) {
+  x ^= x >> 32;
+  x *= 0xD6E8FEB86659FD93U;
+  x ^= x >> 32;
+  return x;
+}
+
+uint64_t pair_key(int32_t left, int32_t right) {
+  return static_cast<uint64_t>(static_cast<uint32_t>(left)) << 32 | static_cast<uint32_t>(right);
+}
+
+}  // namespace
+
+// Words come again: ids of short pieces by their bytes, direct-mapped, a lock a stripe.
+struct Bpe::Cache {
+  static constexpr size_t kKeyBytes = 24;
+  static constexpr size_t kIds = 6;
+  static constexpr size_t kEntries = 1 << 15;
+  static constexpr size_t kStripes = 64;
+  struct Entry {
+    uint8_t length = 0;
+    uint8_t num_ids = 0;
+    char key[kKeyBytes];
+    int32_t ids[kIds];
+  };
+  std::vector<Entry> entries = std::vector<Entry>(kEntries);
+  std::array<std::mutex, kStripes> locks;
+
+  static size_t place_of(std::string_view piece) {
+    uint64_t words[3] = {0, 0, 0};
+    std::memcpy(words, piece.data(), piece.size());
+    return mix(words[0] * 0x9E3779B97F4A7C15U ^ mix(words[1] + piece.size()) ^ words[2]) % kEntries;
+  }
+  bool find(std::vector<int32_t>& out, std::string_view piece, size_t place) {
+    const std::lock_guard lock(locks[place % kStripes]);
+    const Entry& entry = entries[place];
+    if (entry.length != piece.size() || std::memcmp(entry.key, piece.data(), piece.size()) != 0)
+      return false;
+    out.insert(out.end(), entry.ids, entry.ids + entry.num_ids);
+    return true;
+  }
+  void keep(std::string_view piece, size_t place, const int32_t* ids, size_t num_ids) {
+    if (num_ids > kIds) return;
+    const std::lock_guard lock(locks[place % kStripes]);
+    Entry& entry = entries[place];
+    entry.length = static_cast<uint8_t>(piece.size());
+    entry.num_ids = static_cast<uint8_t>(num_ids);
+    std::memcpy(entry.key, piece.data(), piece.size());
+    std::memcpy(entry.ids, ids, num_ids * sizeof(int32_t));
+  }
+};
+
+void Bpe::MergeTable::reserve(size_t count) {
+  size_t size = 16;
+  while (size < count * 2) size *= 2;
+  entries_.assign(size, Entry{});
+  mask_ = size - 1;
+}
+
+void Bpe::MergeTable::insert(int32_t left, int32_t right, Merge merge) {
+  const uint64_t key = pair_key(left, right);
+  size_t at = mix(key) & mask_;
+  while (entries_[at].key != ~0ULL && entries_[at].key != key) at = (at + 1) & mask_;
+  entries_[at] = {key, merge};
+}
+
+const Bpe::Merge* Bpe::MergeTable::find(int32_t left, int32_t right) const {
+  const uint64_t key = pair_key(left, right);
+  for (size_t at = mix(key) & mask_;; at = (at + 1) & mask_) {
+    if (entries_[at].key == key) return &entries_[at].merge;
+    if (entries_[at].key == ~0ULL) return nullptr;
+  }
+}
+
+Bpe::~Bpe() = default;
+
+Bpe::Bpe(const Field& field, bool byte_level)
+    : byte_level_(byte_level), cache_(std::make_unique<Cache>()) {
+  const std::string type = field.text("type", "BPE");
+  if (type != "BPE")
+    field.refuse(fmt::format("type {} is not read; mpinfer reads BPE", printable(type)));
+  for (const char* affix : {"continuing_subword_prefix", "end_of_word_suffix"}) {
+    if (!field.text(affix, "").empty()) field.refuse(fmt::format("{} is not supported", affix));
+  }
+  byte_fallback_ = field.flag("byte_fallback", false);
+  fuse_unk_ = field.flag("fuse_unk", false);
+  ignore_merges_ = field.flag("ignore_merges", false);
+  read_vocabulary(field.at("vocab"));
+  const std::string unk = field.text("unk_token", "");
+  if (const auto found = vocabulary_.find(unk); !unk.empty() && found != vocabulary_.end())
+    unk_id_ = found->second;
+  read_merges(field.at("merges"));
+}
+
+void Bpe::read_vocabulary(const Field& field) {
+  if (!field.json().is_object()) field.refuse("must be an object of token: id");
+  constexpr int64_t kMost = 1 << 24;
+  vocabulary_.reserve(field.json().size());
+  for (const auto& [token, id] : field.json().items()) {
+    const Field entry(id, field.where());
+    vocabulary_[token] = static_cast<int32_t>(entry.integer(0, kMost));
+  }
+  by_byte_.fill(-1);
+  for (size_t byte = 0; byte < 256; ++byte) {
+    std::string name;
+    if (byte_level_) {
+      append_utf8(name, byte_level_characters()[byte]);
+    } else {
+      name = fmt::format("<0x{:02X}>", byte);
+    }
+    if (const auto found = vocabulary_.find(name); found != vocabulary_.end())
+      by_byte_[byte] = found->second;
+  }
+  for (const auto& [token, id] : vocabulary_) {
+    if (byte_level_ && ignore_merges_) {
+      if (auto bytes = bytes_of_byte_level(token)) by_bytes_[std::move(*bytes)] = id;
+    }
+    if (!token.empty() && utf8_length(token[0]) == token.size())
+      by_character_[code_point_at(token, 0)] = id;
+  }
+}
+
+void Bpe::read_merges(const Field& field) {
+  const size_t count = field.size();
+  merges_.reserve(count);
+  for (size_t i = 0; i < count; ++i) {
+    const auto& merge = field.json()[i];
+    std::string left;
+    std::string right;
+    if (merge.is_array() && merge.size() == 2 && merge[0].is_string() && merge[1].is_string()) {
+      left = merge[0].get<std::string>();
+      right = merge[1].get<std::string>();
+    } else if (merge.is_string()) {
+      const std::string both = merge.get<std::string>();
+      const size_t space = both.find(' ');
+      if (space == std::string::npos || both.find(' ', space + 1) != std::string::npos) {
+        field.item(i).refuse("must be two tokens with one space between them");
+      }
+      left = both.substr(0, space);
+      right = both.substr(space + 1);
+    } else {
+      field.item(i).refuse("must be \"left right\" or [left, right]");
+    }
+    const auto left_id = vocabulary_.find(left);
+    const auto right_id = vocabulary_.find(right);
+    const auto merged_id = vocabulary_.find(left + right);
+    if (left_id == vocabulary_.end() || right_id == vocabulary_.end() ||
+        merged_id == vocabulary_.end()) {
+      field.item(i).refuse(fmt::format("merge of {} and {} is not in the vocabulary",
+                                       printable(left), printable(right)));
+    }
+    merges_.insert(left_id->second, right_id->second, {static_cast<int32_t>(i), merged_id->second});
+  }
+}
+
+void Bpe::first_symbols(std::vector<Symbol>& symbols, std::string_view piece) const {
+  if (byte_level_) {
+    for (const char c : piece) {
+      const int32_t id = by_byte_[static_cast<unsigned char>(c)];
+      if (id >= 0) {
+        symbols.push_back({id});
+      } else if (unk_id_ >= 0) {
+        symbols.push_back({unk_id_});
+      }
+    }
+  } else {
+    character_symbols(symbols, piece);
+  }
+  for (size_t i = 0; i < symbols.size(); ++i) {
+    symbols[i].previous = static_cast<int32_t>(i) - 1;
+    symbols[i].next = i + 1 < symbols.size() ? static_cast<int32_t>(i) + 1 : -1;
+  }
+}
+
+void Bpe::character_symbols(std::vector<Symbol>& symbols, std::string_view piece) const {
+  bool after_unk = false;
+  for (size_t at = 0; at < piece.size();) {
+    const size_t length = utf8_length(piece[at]);
+    const auto found = by_character_.find(code_point_at(piece, at));
+    if (found != by_character_.end()) {
+      symbols.push_back({found->second});
+      after_unk = false;
+    } else {
+      bool all_bytes = byte_fallback_;
+      for (size_t i = 0; i < length; ++i)
+        all_bytes = all_bytes && by_byte_[static_cast<unsigned char>(piece[at + i])] >= 0;
+      if (all_bytes) {
+        for (size_t i = 0; i < length; ++i)
+          symbols.push_back({by_byte_[static_cast<unsigned char>(piece[at + i])]});
+        after_unk = false;
+      } else if (unk_id_ >= 0 && !(fuse_unk_ && after_unk)) {
+        symbols.push_back({unk_id_});
+        after_unk = true;
+      }
+    }
+    at += length;
+  }
+}
+
+void Bpe::encode(std::vector<int32_t>& out, std::string_view piece) const {
+  if (piece.empty()) return;
+  const bool cached = piece.size() <= Cache::kKeyBytes;
+  const size_t place = cached ? Cache::place_of(piece) : 0;
+  if (cached && cache_->find(out, piece, place)) return;
+  const size_t begin = out.size();
+  const auto& whole = byte_level_ ? by_bytes_ : vocabulary_;
+  const auto known = ignore_merges_ ? whole.find(std::string(piece)) : whole.end();
+  if (known != whole.end()) {
+    out.push_back(known->second);
+  } else {
+    std::vector<Symbol> symbols;
+    symbols.reserve(piece.size());
+    first_symbols(symbols, piece);
+    constexpr size_t kShort = 48;
+    symbols.size() <= kShort ? merge_short(symbols) : merge_long(symbols);
+    for (int32_t at = symbols.empty() ? -1 : 0; at >= 0;
+         at = symbols[static_cast<size_t>(at)].next) {
+      out.push_back(symbols[static_cast<size_t>(at)].id);
+    }
+  }
+  if (cached) cache_->keep(piece, place, out.data() + begin, out.size() - begin);
+}
+
+// Looks at every pair for each merge: fastest for words.
+void Bpe::merge_short(std::vector<Symbol>& symbols) const {
+  constexpr int32_t kNone = INT32_MAX;
+  const size_t size = symbols.size();
+  if (size < 2) return;
+  int32_t ids[64];
+  Merge pair[64];
+  size_t count = size;
+  const auto merge_at = [&](size_t i) {
+    const Merge* found = merges_.find(ids[i], ids[i + 1]);
+    return found != nullptr ? *found : Merge{kNone, -1};
+  };
+  for (size_t i = 0; i < size; ++i) ids[i] = symbols[i].id;
+  for (size_t i = 0; i + 1 < count; ++i) pair[i] = merge_at(i);
+  while (count > 1) {
+    size_t best = 0;
+    for (size_t i = 1; i + 1 < count; ++i) {
+      if (pair[i].rank < pair[best].rank) best = i;
+    }
+    if (pair[best].rank == kNone) break;
+    ids[best] = pair[best].id;
+    std::copy(ids + best + 2, ids + count, ids + best + 1);
+    std::copy(pair + best + 1, pair + count - 1, pair + best);
+    --count;
+    if (best + 1 < count) pair[best] = merge_at(best);
+    if (best > 0) pair[best - 1] = merge_at(best - 1);
+  }
+  symbols.resize(count);
+  for (size_t i = 0; i < count; ++i)
+    symbols[i] = {ids[i], -1, i + 1 < count ? static_cast<int32_t>(i) + 1 : -1};
+}
+
+// A heap of candidate pairs over a linked list; candidates that a merge has overtaken are
+// recognised when they come up.
+void Bpe::merge_long(std::vector<Symbol>& symbols) const {
+  struct Candidate {
+    int32_t rank;
+    int32_t at;
+    int32_t id;
+    bool operator>(const Candidate& other) const {
+      return rank != other.rank ? rank > other.rank : at > other.at;
+    }
+  };
+  std::priority_queue<Candidate, std::vector<Candidate>, std::greater<>> heap;
+  const auto symbol = [&symbols](int32_t at) -> Symbol& {
+    return symbols[static_cast<size_t>(at)];
+  };
+  const auto offer = [&](int32_t at) {
+    if (at < 0 || symbol(at).next < 0) return;
+    const Merge* merge = merges_.find(symbol(at).id, symbol(symbol(at).next).id);
+    if (merge != nullptr) heap.push({merge->rank, at, merge->id});
+  };
+  for (size_t i = 0; i + 1 < symbols.size(); ++i) offer(static_cast<int32_t>(i));
+  while (!heap.empty()) {
+    const Candidate top = heap.top();
+    heap.pop();
+    Symbol& left = symbol(top.at);
+    if (left.id < 0 || left.next < 0) continue;
+    const Merge* merge = merges_.find(left.id, symbol(left.next).id);
+    if (merge == nullptr || merge->id != top.id) continue;
+    const int32_t gone = left.next;
+    left.id = top.id;
+    left.next = symbol(gone).next;
+    if (left.next >= 0) symbol(left.next).previous = top.at;
+    symbol(gone).id = -1;
+    offer(left.previous);
+    offer(top.at);
+  }
+}
+
+}  // namespace mpinfer::text

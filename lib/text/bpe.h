@@ -1,0 +1,77 @@
+// Byte-pair encoding over ids: a piece becomes its first symbols (bytes of a byte-level vocabulary,
+// else characters, with byte fallback), then the pair of lowest rank is merged until none is left.
+// O(n log n) in the length of a piece.
+#pragma once
+
+#include <array>
+#include <cstdint>
+#include <memory>
+#include <string>
+#include <string_view>
+#include <unordered_map>
+#include <vector>
+
+#include "lib/text/json_fields.h"
+
+namespace mpinfer::text {
+
+class Bpe {
+ public:
+  // field: tokenizer.json's "model". byte_level: pieces are raw bytes. Throws Error(kModelRefused).
+  Bpe(const Field& field, bool byte_level);
+  ~Bpe();
+
+  // Appends the ids of one piece.
+  void encode(std::vector<int32_t>& out, std::string_view piece) const;
+
+  const std::unordered_map<std::string, int32_t>& vocabulary() const { return vocabulary_; }
+
+ private:
+  struct Symbol {
+    int32_t id = -1;
+    int32_t previous = -1;
+    int32_t next = -1;
+  };
+  struct Merge {
+    int32_t rank = -1;
+    int32_t id = -1;
+  };
+  // Open addressing by (left, right); written once.
+  class MergeTable {
+   public:
+    void reserve(size_t count);
+    void insert(int32_t left, int32_t right, Merge merge);
+    const Merge* find(int32_t left, int32_t right) const;
+
+   private:
+    struct Entry {
+      uint64_t key = ~0ULL;
+      Merge merge;
+    };
+    std::vector<Entry> entries_;
+    size_t mask_ = 0;
+  };
+  struct Cache;
+
+  void read_vocabulary(const Field& field);
+  void read_merges(const Field& field);
+  void first_symbols(std::vector<Symbol>& symbols, std::string_view piece) const;
+  void character_symbols(std::vector<Symbol>& symbols, std::string_view piece) const;
+  void merge_short(std::vector<Symbol>& symbols) const;
+  void merge_long(std::vector<Symbol>& symbols) const;
+
+  bool byte_level_;
+  bool byte_fallback_ = false;
+  bool fuse_unk_ = false;
+  bool ignore_merges_ = false;
+  int32_t unk_id_ = -1;
+  std::unordered_map<std::string, int32_t> vocabulary_;  // entry → id
+  std::unordered_map<std::string, int32_t>
+      by_bytes_;  // byte-level: raw bytes → id, with ignore_merges
+  std::unordered_map<uint32_t, int32_t> by_character_;  // entries of one character
+  std::array<int32_t, 256> by_byte_;  // byte-level, or <0xNN> entries for the fallback
+  MergeTable merges_;
+  std::unique_ptr<Cache> cache_;
+};
+
+}  // namespace mpinfer::text
