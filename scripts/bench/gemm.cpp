@@ -49,6 +49,8 @@ double peak_flops(const kernels::cpu::KernelTable& table, kernels::cpu::ThreadPo
   return static_cast<double>(table.multiply_add_loop(0) * kSteps * pool.size()) / seconds;
 }
 
+constexpr int64_t kCold = 64 << 20;
+
 class Bench {
  public:
   Bench(Backend& backend, double peak) : backend_(backend), peak_(peak) {}
@@ -74,9 +76,16 @@ class Bench {
   void gemm(int64_t rows, int64_t out_features, int64_t in_features, DType dtype) {
     const Matrix a = matrix(rows, in_features);
     const Matrix out = matrix(rows, out_features);
-    const Weight w = weight(out_features, in_features, dtype);
-    const double seconds =
-        best_seconds([&] { backend_.gemm(Stream::kCompute, out, a, w, nullptr); });
+    std::vector<Weight> weights;  // more than a cache holds, as in a model
+    const int64_t bytes = out_features * in_features * size_of(dtype);
+    for (int64_t i = 0; i < std::max<int64_t>(1, kCold / bytes); ++i) {
+      weights.push_back(weight(out_features, in_features, dtype));
+    }
+    const double seconds = best_seconds([&] {
+                             for (const Weight& w : weights)
+                               backend_.gemm(Stream::kCompute, out, a, w, nullptr);
+                           }) /
+                           static_cast<double>(weights.size());
     report("gemm", rows, out_features, in_features, dtype, seconds);
     buffers_.clear();
   }

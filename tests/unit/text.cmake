@@ -1,0 +1,2 @@
+add_executable(tokenizer_tool support/tokenizer_tool.cpp)
+target_link_libraries(tokenizer_tool PRIVATE mpinfer_text)
