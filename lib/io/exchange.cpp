@@ -13,6 +13,7 @@ namespace mpinfer::io {
 namespace {
 
 constexpr int kProgressTag = 71;
+constexpr int kStopTag = 72;
 
 template <class T>
 std::string bytes_of(const std::vector<T>& values) {
@@ -318,6 +319,20 @@ void ProgressExchange::collect() {
     std::memcpy(&replicas_[static_cast<size_t>(message.source)], message.bytes.data(),
                 sizeof(ReplicaProgress));
   }
+}
+
+void ProgressExchange::request_stop() {
+  if (stop_) return;
+  stop_ = true;
+  for (int peer = 1; peer < leaders_.size(); ++peer) {
+    stops_.push_back(leaders_.start_send(nullptr, 0, peer, kStopTag));
+  }
+}
+
+bool ProgressExchange::stop_requested() {
+  comm::HostComm::Message message;
+  if (!stop_ && leaders_.rank() != 0) stop_ = leaders_.try_receive(&message, kStopTag);
+  return stop_;
 }
 
 bool ProgressExchange::all_finished() const {

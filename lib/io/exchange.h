@@ -98,11 +98,17 @@ class ProgressExchange {
   const std::vector<ReplicaProgress>& replicas() const { return replicas_; }
   bool all_finished() const;
 
+  // Rank 0 asks every leader, itself included, to admit no more; the leaders look for it.
+  void request_stop();
+  bool stop_requested();
+
  private:
   const comm::HostComm& leaders_;
   std::vector<ReplicaProgress> replicas_;
   ReplicaProgress outgoing_;
   std::unique_ptr<comm::HostRequest> under_way_;
+  bool stop_ = false;
+  std::vector<std::unique_ptr<comm::HostRequest>> stops_;
 };
 
 }  // namespace mpinfer::io

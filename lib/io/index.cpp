@@ -26,6 +26,7 @@ struct Piece {
   std::vector<RowEntry> rows;  // lines counted within the piece
   int64_t num_lines = 0;
   std::vector<int64_t> watched_counts;
+  int64_t num_without_max_tokens = 0;
 };
 
 uint32_t small_number(std::string_view text, uint32_t otherwise) {
@@ -48,9 +49,9 @@ class RowEstimator {
     prompt_root_ = prompt_field_.substr(0, prompt_field_.find('.'));
   }
 
-  void estimate(std::string_view line, RowEntry* row, std::vector<int64_t>* watched_counts) const {
+  void estimate(std::string_view line, RowEntry* row, Piece* piece) const {
     row->prompt_tokens = 1;
-    row->completion_tokens = options_.default_completion_tokens;
+    row->completion_tokens = 0;
     MemberScanner scanner(line);
     Member member;
     while (scanner.next(&member)) {
@@ -62,9 +63,12 @@ class RowEstimator {
       } else if (member.key == "sampling_params") {
         nested_max_tokens(member.value, row);
       } else {
-        count_watched(member.key, watched_counts);
+        count_watched(member.key, &piece->watched_counts);
       }
     }
+    if (row->completion_tokens > 0) return;
+    row->completion_tokens = options_.default_completion_tokens;
+    ++piece->num_without_max_tokens;
   }
 
  private:
@@ -103,7 +107,7 @@ void index_piece(const File& file, const IndexOptions& options, const RowEstimat
     if (line.too_long) {
       row.prompt_tokens = 1;
     } else {
-      estimator.estimate(line.bytes, &row, &piece->watched_counts);
+      estimator.estimate(line.bytes, &row, piece);
     }
     piece->rows.push_back(row);
   }
@@ -175,6 +179,7 @@ void join_pieces(std::vector<Piece>* pieces, InputIndex* index) {
     }
     lines_before += piece.num_lines;
     index->num_lines += piece.num_lines;
+    index->num_without_max_tokens += piece.num_without_max_tokens;
     for (size_t i = 0; i < piece.watched_counts.size(); ++i) {
       index->watched_counts[i] += piece.watched_counts[i];
     }

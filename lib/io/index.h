@@ -36,7 +36,7 @@ struct Row {          // an entry of a replica's share
 static_assert(sizeof(Row) <= 48);
 
 struct IndexOptions {
-  std::vector<std::string> files;
+  std::vector<std::string> files = {};
   int64_t skip = 0;
   int64_t limit = -1;  // -1: all
   int threads = 1;
@@ -44,17 +44,18 @@ struct IndexOptions {
   int64_t piece_bytes = int64_t{32} << 20;
   std::string prompt_field = "prompt";  // top-level member whose size is the prompt's
   uint32_t default_completion_tokens = 256;
-  std::vector<std::string> watched_keys;  // top-level keys to count
+  std::vector<std::string> watched_keys = {};  // top-level keys to count
 };
 
 struct InputIndex {
-  std::vector<std::string> files;
+  std::vector<std::string> files = {};
   std::vector<int64_t> file_bytes;
   std::vector<RowEntry> rows;
   int64_t first_row = 0;  // index of rows[0]: what was skipped
   int64_t num_lines = 0;
   uint64_t hash = 0;
   std::vector<int64_t> watched_counts;  // rows that have watched_keys[i]
+  int64_t num_without_max_tokens = 0;   // over all rows read, skipped ones included
 
   int64_t bytes() const;
 };

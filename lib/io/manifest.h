@@ -12,12 +12,12 @@
 namespace mpinfer::io {
 
 struct Attempt {
-  std::string start;  // UTC, ISO 8601
-  std::string end;
-  std::vector<std::string> hosts;
-  std::string layout;
-  std::string reason;  // why it ended
-  int exit_code = -1;  // -1: not ended
+  std::string start = {};  // UTC, ISO 8601
+  std::string end = {};
+  std::vector<std::string> hosts = {};
+  std::string layout = {};
+  std::string reason = {};  // why it ended
+  int exit_code = -1;       // -1: not ended
   int64_t rows_before = 0;
   int64_t rows_after = 0;
 };

@@ -21,7 +21,7 @@ struct ProgressView {
   int64_t num_rows = 0;
   double seconds = 0.0;            // since generation began
   double tokens_per_second = 0.0;  // output, now
-  std::vector<ReplicaProgress> replicas;
+  std::vector<ReplicaProgress> replicas = {};
 };
 
 // "1,204/10,000 rows (12.0 %), 3 failed · 5,120 tok/s out (mean …) · … · ETA 2m05s"

@@ -1,0 +1,84 @@
+// Feeder: the requests of one replica, in order of admission. Threads read the replica's lines and
+// tokenise them ahead of the engine, bounded in rows and tokens; bad rows go straight to the
+// results. A static share is known at the start; a dynamic one grows by blocks that the main thread
+// takes from a counter.
+#pragma once
+
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <functional>
+#include <map>
+#include <mutex>
+#include <optional>
+#include <thread>
+#include <vector>
+
+#include "lib/engine/engine.h"
+#include "lib/io/exchange.h"
+#include "lib/job/request_builder.h"
+#include "lib/job/result_writer.h"
+
+namespace mpinfer::job {
+
+// Half-open range of positions in the rows given to the feeder.
+struct RowRange {
+  int64_t begin = 0;
+  int64_t end = 0;
+};
+
+struct FeederOptions {
+  int threads = 1;
+  int64_t max_ready_rows = 2048;       // tokenised or being tokenised
+  int64_t max_ready_tokens = 1 << 22;  // 16 MiB of ids
+};
+
+class Feeder : public engine::RequestSource {
+ public:
+  // next_range: called on the main thread when rows run short; empty: there are no more. on_turn:
+  // called on the main thread at every turn of the engine, must be cheap. Everything is borrowed.
+  Feeder(const FeederOptions& options, const std::vector<io::Row>& rows,
+         std::function<std::optional<RowRange>()> next_range, const io::InputLines& input,
+         const RequestBuilder& builder, ResultWriter& results, std::function<bool()> on_turn);
+  ~Feeder() override;
+
+  Pull pull(int32_t limit) override;
+  // on_turn's answer: true stops the run.
+  bool drain_requested() override { return on_turn_(); }
+  int64_t num_rows() const { return num_rows_; }  // of the ranges so far
+
+ private:
+  void take_ranges();
+  void work();
+  std::optional<Request> prepare(const io::Row& row);
+
+  FeederOptions options_;
+  const std::vector<io::Row>& rows_;
+  std::function<std::optional<RowRange>()> next_range_;
+  const io::InputLines& input_;
+  const RequestBuilder& builder_;
+  ResultWriter& results_;
+  std::function<bool()> on_turn_;
+  int64_t num_rows_ = 0;
+
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<RowRange> ranges_;
+  int64_t untaken_ = 0;        // rows in ranges_
+  bool closed_ = false;        // no range will follow
+  int64_t next_ticket_ = 0;    // of the row taken next
+  int64_t next_delivery_ = 0;  // ticket to hand over next
+  int64_t ready_tokens_ = 0;
+  struct Ready {
+    int64_t position = 0;
+    std::optional<Request> request;  // empty: the row was refused
+  };
+  std::map<int64_t, Ready> ready_;  // by ticket
+  bool stop_ = false;
+  std::exception_ptr failure_;
+  std::vector<std::thread> threads_;
+};
+
+}  // namespace mpinfer::job

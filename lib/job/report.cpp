@@ -1,0 +1,191 @@
+#include "lib/job/report.h"
+
+#include <algorithm>
+#include <nlohmann/json.hpp>
+
+#include "lib/core/error.h"
+#include "lib/io/file.h"
+#include "lib/io/progress.h"
+
+namespace mpinfer::job {
+namespace {
+
+using Json = nlohmann::ordered_json;
+
+Json json_of(const RankReport& report) {
+  return {{"rank", report.rank},
+          {"host", report.host},
+          {"device", report.device},
+          {"coordinate", {{"dp", report.at.dp}, {"pp", report.at.pp}, {"tp", report.at.tp}}},
+          {"layers", {report.first_layer, report.last_layer}},
+          {"rows", report.num_rows},
+          {"answered", report.counts.num_answered},
+          {"failed", report.counts.num_failed},
+          {"errors", report.counts.errors},
+          {"prompt_tokens", report.counts.prompt_tokens},
+          {"cached_tokens", 0},
+          {"computed_prompt_tokens", report.computed_prompt_tokens},
+          {"completion_tokens", report.counts.completion_tokens},
+          {"seconds", report.seconds},
+          {"kv_blocks", report.kv_blocks},
+          {"preemptions", report.preemptions},
+          {"peak_memory", report.peak_memory}};
+}
+
+double seconds_of(const RankReport& report, const char* name) {
+  const auto found = report.seconds.find(name);
+  return found == report.seconds.end() ? 0.0 : found->second;
+}
+
+double seconds_of(const RunReport& report, const char* name) {
+  const auto found = report.seconds.find(name);
+  return found == report.seconds.end() ? 0.0 : found->second;
+}
+
+struct Spread {  // of the replicas' generate time
+  double longest = 0.0;
+  double shortest = 0.0;
+  double mean = 0.0;
+  double steady = 0.0;  // output tokens a second while all replicas work
+};
+
+Spread spread_of(const RunReport& report) {
+  Spread spread;
+  int count = 0;
+  for (const RankReport& rank : report.ranks) {
+    const double seconds = seconds_of(rank, "generate");
+    if (rank.num_rows == 0 || seconds <= 0.0) continue;
+    spread.shortest = count == 0 ? seconds : std::min(spread.shortest, seconds);
+    spread.longest = std::max(spread.longest, seconds);
+    spread.mean += seconds;
+    spread.steady += static_cast<double>(rank.counts.completion_tokens) / seconds;
+    ++count;
+  }
+  if (count > 0) spread.mean /= count;
+  return spread;
+}
+
+double per_second(int64_t tokens, double seconds) {
+  return seconds > 0.0 ? static_cast<double>(tokens) / seconds : 0.0;
+}
+
+}  // namespace
+
+std::string serialise(const RankReport& report) {
+  return json_of(report).dump();
+}
+
+RankReport deserialise_rank_report(const std::string& bytes) {
+  const Json json = Json::parse(bytes);
+  RankReport report;
+  json.at("rank").get_to(report.rank);
+  json.at("host").get_to(report.host);
+  json.at("device").get_to(report.device);
+  const Json& at = json.at("coordinate");
+  report.at = {at.at("dp").get<int>(), at.at("pp").get<int>(), at.at("tp").get<int>()};
+  report.first_layer = json.at("layers").at(0).get<int32_t>();
+  report.last_layer = json.at("layers").at(1).get<int32_t>();
+  json.at("rows").get_to(report.num_rows);
+  json.at("answered").get_to(report.counts.num_answered);
+  json.at("failed").get_to(report.counts.num_failed);
+  json.at("errors").get_to(report.counts.errors);
+  json.at("prompt_tokens").get_to(report.counts.prompt_tokens);
+  json.at("computed_prompt_tokens").get_to(report.computed_prompt_tokens);
+  json.at("completion_tokens").get_to(report.counts.completion_tokens);
+  json.at("seconds").get_to(report.seconds);
+  json.at("kv_blocks").get_to(report.kv_blocks);
+  json.at("preemptions").get_to(report.preemptions);
+  json.at("peak_memory").get_to(report.peak_memory);
+  return report;
+}
+
+ResultCounts totals_of(const RunReport& report) {
+  ResultCounts totals;
+  for (const RankReport& rank : report.ranks) {
+    totals.num_answered += rank.counts.num_answered;
+    totals.num_failed += rank.counts.num_failed;
+    totals.prompt_tokens += rank.counts.prompt_tokens;
+    totals.completion_tokens += rank.counts.completion_tokens;
+    for (const auto& [code, count] : rank.counts.errors) totals.errors[code] += count;
+  }
+  return totals;
+}
+
+void write_report(const std::string& path, const RunReport& report) {
+  const ResultCounts totals = totals_of(report);
+  const Spread spread = spread_of(report);
+  Json ranks = Json::array();
+  for (const RankReport& rank : report.ranks) ranks.push_back(json_of(rank));
+  const Json json = {
+      {"schema", 1},
+      {"tool", "mpinfer " + report.tool_version},
+      {"exit_code", report.exit_code},
+      {"layout",
+       {{"dp", report.layout.dp},
+        {"pp", report.layout.pp},
+        {"tp", report.layout.tp},
+        {"reason", report.layout_reason}}},
+      {"totals",
+       {{"rows", report.num_rows},
+        {"answered", totals.num_answered},
+        {"failed", totals.num_failed},
+        {"errors", totals.errors},
+        {"prompt_tokens", totals.prompt_tokens},
+        {"completion_tokens", totals.completion_tokens}}},
+      {"seconds", report.seconds},
+      {"tokens_per_second",
+       {{"steady", spread.steady},
+        {"end_to_end", per_second(totals.completion_tokens, seconds_of(report, "total"))}}},
+      {"tail_seconds", spread.longest - spread.shortest},
+      {"imbalance", spread.mean > 0.0 ? spread.longest / spread.mean - 1.0 : 0.0},
+      {"ranks", ranks}};
+  io::replace_file(path, json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+const char* meaning_of(int exit_code) {
+  switch (static_cast<ExitCode>(exit_code)) {
+    case ExitCode::kComplete:
+      return "complete";
+    case ExitCode::kFailedRows:
+      return "rows failed: see the error member of their lines";
+    default:
+      return "see the message above";
+  }
+}
+
+std::vector<std::string> summary_of(const RunReport& report) {
+  const ResultCounts totals = totals_of(report);
+  const Spread spread = spread_of(report);
+  std::vector<std::string> lines;
+  lines.push_back(
+      fmt::format("{} rows: {} answered, {} failed; {} prompt and {} output tokens",
+                  io::with_thousands(report.num_rows), io::with_thousands(totals.num_answered),
+                  io::with_thousands(totals.num_failed), io::with_thousands(totals.prompt_tokens),
+                  io::with_thousands(totals.completion_tokens)));
+  for (const auto& [code, count] : totals.errors) {
+    lines.push_back(fmt::format("  {}: {} rows", code, io::with_thousands(count)));
+  }
+  lines.push_back(fmt::format("seconds: start {:.2f}, load {:.2f}, generate {:.2f}, gather {:.2f}",
+                              seconds_of(report, "start"), seconds_of(report, "load"),
+                              seconds_of(report, "generate"), seconds_of(report, "gather")));
+  const double generate = seconds_of(report, "generate");
+  lines.push_back(fmt::format(
+      "output {:.1f} tok/s while generating ({:.1f} a rank), {:.1f} with everything; with the "
+      "prompts {:.1f}",
+      per_second(totals.completion_tokens, generate),
+      per_second(totals.completion_tokens, generate) / std::max(1, report.layout.world()),
+      per_second(totals.completion_tokens, seconds_of(report, "total")),
+      per_second(totals.completion_tokens + totals.prompt_tokens, generate)));
+  if (report.layout.dp > 1 && spread.longest > 0.0) {
+    lines.push_back(fmt::format("replicas busy {:.0f} to 100 % of the generate time",
+                                100.0 * spread.shortest / spread.longest));
+  }
+  if (!report.output.empty()) {
+    lines.push_back(fmt::format("output {}{}", report.output,
+                                report.run_dir.empty() ? "" : ", run directory " + report.run_dir));
+  }
+  lines.push_back(fmt::format("exit code {}: {}", report.exit_code, meaning_of(report.exit_code)));
+  return lines;
+}
+
+}  // namespace mpinfer::job

@@ -1,0 +1,52 @@
+// What a run tells at its end: one record a rank, the totals, report.json and the summary on
+// stderr.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <string>
+#include <vector>
+
+#include "lib/comm/mesh.h"
+#include "lib/job/session.h"
+
+namespace mpinfer::job {
+
+struct RankReport {
+  int rank = 0;
+  std::string host;
+  std::string device;
+  comm::Coordinates at;
+  int32_t first_layer = 0;  // half-open range
+  int32_t last_layer = 0;
+  int64_t num_rows = 0;                // of its replica, on its leader
+  ResultCounts counts;                 // likewise
+  int64_t computed_prompt_tokens = 0;  // recomputed ones included
+  int64_t kv_blocks = 0;
+  int64_t preemptions = 0;
+  int64_t peak_memory = 0;                // bytes
+  std::map<std::string, double> seconds;  // start, load, compute, communication, host, idle, gather
+};
+
+std::string serialise(const RankReport& report);
+RankReport deserialise_rank_report(const std::string& bytes);
+
+struct RunReport {
+  std::string tool_version;
+  comm::Layout layout;
+  std::string layout_reason;
+  int64_t num_rows = 0;
+  std::vector<RankReport> ranks;
+  std::map<std::string, double> seconds;  // start, load, generate, gather, total
+  int exit_code = 0;
+  std::string output;
+  std::string run_dir;
+};
+
+ResultCounts totals_of(const RunReport& report);
+void write_report(const std::string& path, const RunReport& report);
+// The lines of the summary.
+std::vector<std::string> summary_of(const RunReport& report);
+const char* meaning_of(int exit_code);
+
+}  // namespace mpinfer::job

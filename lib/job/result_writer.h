@@ -1,0 +1,85 @@
+// ResultWriter: completions and refused rows become output lines in the journal. Text is
+// detokenised and formatted by a thread of its own, away from the engine's loop; what that thread
+// meets is thrown by the next call.
+#pragma once
+
+#include <condition_variable>
+#include <cstdint>
+#include <deque>
+#include <exception>
+#include <map>
+#include <mutex>
+#include <string>
+#include <thread>
+#include <unordered_map>
+
+#include "lib/core/request.h"
+#include "lib/engine/engine.h"
+#include "lib/io/exchange.h"
+#include "lib/io/journal.h"
+#include "lib/text/tokenizer.h"
+
+namespace mpinfer::job {
+
+struct ResultCounts {
+  int64_t num_answered = 0;
+  int64_t num_failed = 0;
+  int64_t prompt_tokens = 0;              // of answered rows
+  int64_t completion_tokens = 0;          // likewise
+  std::map<std::string, int64_t> errors;  // by code
+};
+
+class ResultWriter : public engine::CompletionSink {
+ public:
+  struct Options {
+    bool return_token_ids = false;
+    uint64_t request_fingerprint =
+        0;  // of everything but the line: the other half of a journal key
+  };
+
+  // tokenizer may be null. Everything is borrowed.
+  ResultWriter(const Options& options, const text::Tokenizer* tokenizer,
+               const io::InputLines& input, io::JournalWriter& journal);
+  ~ResultWriter() override;
+
+  // The engine has taken this request; finished() will come. Main thread.
+  void admitted(const io::Row& row, const Request& request);
+  void finished(Completion completion) override;
+  // A row without an answer; any thread.
+  void refused(const io::Row& row, std::string_view line, const RowError& error);
+  // Waits until every line is in the journal.
+  void drain();
+
+  ResultCounts counts() const;
+
+ private:
+  struct Pending {
+    io::Row row;
+    int64_t num_prompt_tokens = 0;
+    SamplingParams sampling;
+    Completion completion;
+  };
+
+  void work();
+  void write(const Pending& pending);
+  std::string text_of(const Pending& pending) const;
+  uint64_t key_of(const io::Row& row) const;
+  void rethrow();
+
+  Options options_;
+  const text::Tokenizer* tokenizer_;
+  const io::InputLines& input_;
+  io::JournalWriter& journal_;
+  std::unordered_map<int64_t, Pending> running_;  // by index; main thread only
+
+  mutable std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Pending> queue_;
+  bool busy_ = false;
+  bool stop_ = false;
+  std::exception_ptr failure_;
+  ResultCounts counts_;
+  std::thread thread_;
+};
+
+}  // namespace mpinfer::job
