@@ -23,17 +23,22 @@ def rope(kind, theta, **more):
     return dict(rope_type=kind, rope_theta=theta, **more)
 
 
-# name: (config class, model class, dtype, fields, what the folder gets besides)
+# name: (family, dtype, fields, what the folder gets besides); the place in the list is the seed.
 MODELS = {
-    "llama-8h4kv": ("Llama", "bf16", dict(
-        vocab_size=259, hidden_size=48, intermediate_size=80, num_hidden_layers=4, num_attention_heads=8,
-        num_key_value_heads=4, head_dim=8, tie_word_embeddings=False,
-        rope_parameters=rope("default", 10000.0)), {"tokenizer"}),
+    "granite": ("Granite", "bf16", dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=True, embedding_multiplier=6.0, logits_scaling=4.0,
+        residual_multiplier=0.22, attention_multiplier=0.2,
+        rope_parameters=rope("default", 10000.0)), {"old"}),
     "llama-8h2kv": ("Llama", "f16", dict(
         vocab_size=259, hidden_size=48, intermediate_size=84, num_hidden_layers=3, num_attention_heads=8,
         num_key_value_heads=2, head_dim=8, tie_word_embeddings=True, attention_bias=True, mlp_bias=True,
         rope_parameters=rope("llama3", 500000.0, factor=8.0, low_freq_factor=1.0, high_freq_factor=4.0,
                              original_max_position_embeddings=32)), {"tokenizer"}),
+    "llama-8h4kv": ("Llama", "bf16", dict(
+        vocab_size=259, hidden_size=48, intermediate_size=80, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=8, tie_word_embeddings=False,
+        rope_parameters=rope("default", 10000.0)), {"tokenizer"}),
     "llama-linear": ("Llama", "f32", dict(
         hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
         num_key_value_heads=4, tie_word_embeddings=False,
@@ -42,6 +47,10 @@ MODELS = {
         hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
         num_key_value_heads=2, head_dim=8, sliding_window=8, tie_word_embeddings=False,
         rope_parameters=rope("default", 1000000.0)), {"old"}),
+    "phi3-partial": ("Phi3", "f16", dict(
+        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, tie_word_embeddings=False, sliding_window=20,
+        rope_parameters=rope("default", 10000.0, partial_rotary_factor=0.5)), set()),
     "qwen2-window": ("Qwen2", "bf16", dict(
         hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=8,
         num_key_value_heads=4, tie_word_embeddings=True, use_sliding_window=True, sliding_window=12,
@@ -54,15 +63,12 @@ MODELS = {
         hidden_size=32, intermediate_size=64, num_hidden_layers=4, num_attention_heads=4,
         num_key_value_heads=2, no_rope_layer_interval=2,
         rope_parameters=rope("default", 2000000.0)), set()),
-    "granite": ("Granite", "bf16", dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=True, embedding_multiplier=6.0, logits_scaling=4.0,
-        residual_multiplier=0.22, attention_multiplier=0.2,
-        rope_parameters=rope("default", 10000.0)), {"old"}),
-    "phi3-partial": ("Phi3", "f16", dict(
-        hidden_size=32, intermediate_size=64, num_hidden_layers=3, num_attention_heads=4,
-        num_key_value_heads=2, tie_word_embeddings=False, sliding_window=20,
-        rope_parameters=rope("default", 10000.0, partial_rotary_factor=0.5)), set()),
+    # An original maximum of 1: transformers takes the long factors at every position that turns.
+    "phi3-longrope": ("Phi3", "f16", dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, tie_word_embeddings=True, original_max_position_embeddings=1,
+        rope_parameters=rope("longrope", 10000.0, attention_factor=1.19, partial_rotary_factor=1.0,
+                             short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[1.0, 1.5, 3.0, 8.0])), set()),
 }
 
 
@@ -110,7 +116,7 @@ def write(name, folder):
     family, dtype, fields, extras = MODELS[name]
     config = getattr(transformers, family + "Config")(**{**COMMON, **fields})
     model = getattr(transformers, family + "ForCausalLM")(config)
-    randomize(model, seed=sorted(MODELS).index(name) + 1)
+    randomize(model, seed=list(MODELS).index(name) + 1)
     model = model.to(DTYPES[dtype])
     kept = folder / "golden.safetensors"
     golden = kept.read_bytes() if kept.exists() else None

@@ -58,14 +58,17 @@ int64_t ConfigReader::integer(const char* field, int64_t absent, const Range& ra
   return has(field) ? integer(field, range) : absent;
 }
 
-double ConfigReader::number(const char* field, const Range& range) const {
-  const Json& value = require(field);
+double ConfigReader::number_of(const Json& value, const char* field, const Range& range) const {
   const double number = value.is_number() ? value.get<double>() : std::nan("");
   if (!(number >= range.least && number <= range.most)) {
     refuse(field,
            fmt::format("is {}, not a number from {} to {}", shown(value), range.least, range.most));
   }
   return number;
+}
+
+double ConfigReader::number(const char* field, const Range& range) const {
+  return number_of(require(field), field, range);
 }
 
 double ConfigReader::number(const char* field, double absent, const Range& range) const {
@@ -99,6 +102,15 @@ std::vector<int64_t> ConfigReader::integers(const char* field, size_t most_items
   std::vector<int64_t> out;
   for (const Json& item : list_of(field, most_items)) {
     out.push_back(integer_of(item, field, range));
+  }
+  return out;
+}
+
+std::vector<double> ConfigReader::numbers(const char* field, size_t most_items,
+                                          const Range& range) const {
+  std::vector<double> out;
+  for (const Json& item : list_of(field, most_items)) {
+    out.push_back(number_of(item, field, range));
   }
   return out;
 }

@@ -35,6 +35,7 @@ class ConfigReader {
   std::string string(const char* field, const std::string& absent) const;
   // A list of integers; at most most_items.
   std::vector<int64_t> integers(const char* field, size_t most_items, const Range& range) const;
+  std::vector<double> numbers(const char* field, size_t most_items, const Range& range) const;
   std::vector<std::string> strings(const char* field, size_t most_items) const;
   ConfigReader object(const char* field) const;
 
@@ -42,6 +43,7 @@ class ConfigReader {
 
  private:
   const nlohmann::json& require(const char* field) const;
+  double number_of(const nlohmann::json& value, const char* field, const Range& range) const;
   int64_t integer_of(const nlohmann::json& value, const char* field, const Range& range) const;
   const nlohmann::json& list_of(const char* field, size_t most_items) const;
 

@@ -11,6 +11,7 @@ namespace {
 constexpr Range kTheta = {2.0, 1e12};  // at 1 nothing would turn with the position
 constexpr Range kFactor = {1.0, 1e6};
 constexpr Range kFrequencyFactor = {1e-3, 1e6};
+constexpr Range kLongFactor = {1e-3, 1e6};
 constexpr Range kPositions = {1, 134'217'728};
 
 double yarn_scale(double factor, double mscale) {
@@ -41,6 +42,34 @@ void read_yarn(const ConfigReader& rope, const ModelConfig& config, RopeConfig& 
   const double by_default = mscale > 0 && mscale_all > 0 ? yarn_scale(out.factor, mscale) /
                                                                yarn_scale(out.factor, mscale_all)
                                                          : yarn_scale(out.factor, 1.0);
+  out.attention_factor = rope.number("attention_factor", by_default, {1e-3, 1e3});
+}
+
+// One divisor a rotary pair.
+std::vector<float> read_factors(const ConfigReader& rope, const char* field, int32_t rotary_dim) {
+  const auto count = static_cast<size_t>(rotary_dim / 2);
+  std::vector<float> out;
+  for (const double factor : rope.numbers(field, count, kLongFactor)) {
+    out.push_back(static_cast<float>(factor));
+  }
+  if (out.size() != count) {
+    rope.refuse(field, fmt::format("has {} items for {} rotary pairs", out.size(), count));
+  }
+  return out;
+}
+
+void read_longrope(const ConfigReader& rope, const ModelConfig& config, RopeConfig& out) {
+  out.kind = RopeKind::kLongrope;
+  out.short_factor = read_factors(rope, "short_factor", out.rotary_dim);
+  out.long_factor = read_factors(rope, "long_factor", out.rotary_dim);
+  const auto original = static_cast<double>(out.original_max_positions);
+  out.factor = rope.number("factor", static_cast<double>(config.max_position_embeddings) / original,
+                           kFactor);
+  const double by_default =
+      out.factor <= 1.0 ? 1.0 : std::sqrt(1.0 + std::log(out.factor) / std::log(original));
+  if (!rope.has("attention_factor") && !std::isfinite(by_default)) {
+    rope.refuse("original_max_position_embeddings", "is 1, which gives no attention_factor");
+  }
   out.attention_factor = rope.number("attention_factor", by_default, {1e-3, 1e3});
 }
 
@@ -80,11 +109,10 @@ RopeConfig read_rope(const ConfigReader& reader, const ModelConfig& config, doub
   out.theta = rope->number("rope_theta", out.theta, kTheta);
   partial = rope->number("partial_rotary_factor", partial, {1e-3, 1.0});
   out.rotary_dim = rotary_dim(*rope, config, partial);
-  out.original_max_positions =
-      rope->integer("original_max_position_embeddings",
-                    reader.integer("original_max_position_embeddings",
-                                   config.max_position_embeddings, kPositions),
-                    kPositions);
+  // Phi-3 has it beside the rope's own fields, and that one counts.
+  const char* original = "original_max_position_embeddings";
+  out.original_max_positions = reader.integer(
+      original, rope->integer(original, config.max_position_embeddings, kPositions), kPositions);
   const std::string type = rope->string("rope_type", rope->string("type", "default"));
   if (type == "linear") {
     out.kind = RopeKind::kLinear;
@@ -93,9 +121,12 @@ RopeConfig read_rope(const ConfigReader& reader, const ModelConfig& config, doub
     read_llama3(*rope, out);
   } else if (type == "yarn") {
     read_yarn(*rope, config, out);
+  } else if (type == "longrope" || type == "su") {
+    read_longrope(*rope, config, out);
   } else if (type != "default") {
-    rope->refuse("rope_type", fmt::format("is \"{}\"; supported: default, linear, llama3, yarn",
-                                          printable(type, 80)));
+    rope->refuse("rope_type",
+                 fmt::format("is \"{}\"; supported: default, linear, llama3, yarn, longrope",
+                             printable(type, 80)));
   }
   return out;
 }

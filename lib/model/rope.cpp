@@ -62,7 +62,7 @@ void apply_yarn(const RopeConfig& rope, std::vector<float>& frequencies) {
 
 }  // namespace
 
-std::vector<float> inverse_frequencies(const RopeConfig& rope) {
+std::vector<float> inverse_frequencies(const RopeConfig& rope, int64_t max_positions) {
   std::vector<float> frequencies = default_frequencies(rope);
   if (rope.kind == RopeKind::kLinear) {
     for (float& frequency : frequencies) frequency /= static_cast<float>(rope.factor);
@@ -70,12 +70,16 @@ std::vector<float> inverse_frequencies(const RopeConfig& rope) {
     for (float& frequency : frequencies) frequency = llama3_frequency(rope, frequency);
   } else if (rope.kind == RopeKind::kYarn) {
     apply_yarn(rope, frequencies);
+  } else if (rope.kind == RopeKind::kLongrope) {  // Ding et al., "LongRoPE" (2024)
+    const std::vector<float>& factors =
+        max_positions > rope.original_max_positions ? rope.long_factor : rope.short_factor;
+    for (size_t i = 0; i < frequencies.size(); ++i) frequencies[i] /= factors[i];
   }
   return frequencies;
 }
 
 std::vector<float> rope_table(const RopeConfig& rope, int64_t max_positions) {
-  const std::vector<float> frequencies = inverse_frequencies(rope);
+  const std::vector<float> frequencies = inverse_frequencies(rope, max_positions);
   const size_t half = frequencies.size();
   const auto scale = static_cast<float>(rope.attention_factor);
   std::vector<float> table(static_cast<size_t>(max_positions) * 2 * half);

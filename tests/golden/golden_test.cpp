@@ -113,9 +113,9 @@ void check_against_goldens(const ReplicaOptions& options, const std::vector<Gold
 }
 
 const std::vector<std::string>& model_names() {
-  static const std::vector<std::string> kNames = {"granite",      "llama-8h2kv",    "llama-8h4kv",
-                                                  "llama-linear", "mistral-window", "phi3-partial",
-                                                  "qwen2-window", "qwen3-yarn",     "smollm3-nope"};
+  static const std::vector<std::string> kNames = {
+      "granite",       "llama-8h2kv",  "llama-8h4kv",  "llama-linear", "mistral-window",
+      "phi3-longrope", "phi3-partial", "qwen2-window", "qwen3-yarn",   "smollm3-nope"};
   return kNames;
 }
 

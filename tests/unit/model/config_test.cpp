@@ -1,7 +1,10 @@
 // RELIABILITY.md §5, case 26, and both spellings of config.json.
 #include "lib/model/config.h"
 
+#include <cmath>
 #include <nlohmann/json.hpp>
+
+#include "lib/model/rope.h"
 
 #include "tests/support/catch.h"
 #include "tests/unit/model/model_folder.h"
@@ -75,8 +78,8 @@ TEST_CASE("names that are not known list the ones that are") {
   CHECK_THAT(refusal("hidden_act", "relu"), Contains("relu") && Contains("silu"));
   CHECK_THAT(refusal("torch_dtype", "int8"), Contains("int8") && Contains("bfloat16"));
   CHECK_THAT(refusal("quantization_config", {{"bits", 4}}), Contains("quantised"));
-  CHECK_THAT(refusal("rope_scaling", {{"rope_type", "longrope"}, {"factor", 2.0}}),
-             Contains("longrope") && Contains("default, linear, llama3, yarn"));
+  CHECK_THAT(refusal("rope_scaling", {{"rope_type", "dynamic"}, {"factor", 2.0}}),
+             Contains("dynamic") && Contains("default, linear, llama3, yarn, longrope"));
   CHECK_THAT(refusal("rope_scaling", "linear"), Contains("not an object"));
   CHECK_THAT(refusal("rope_parameters", {{"full_attention", {{"rope_type", "default"}}}}),
              Contains("differ by layer type"));
@@ -95,7 +98,26 @@ TEST_CASE("rope fields that are missing or lie") {
       refusal("rope_scaling",
               {{"rope_type", "yarn"}, {"factor", 4}, {"original_max_position_embeddings", 0}}),
       Contains("original_max_position_embeddings is 0"));
+  Json longrope = {{"rope_type", "longrope"},
+                   {"original_max_position_embeddings", 128},
+                   {"short_factor", {1, 1, 1, 1}},
+                   {"long_factor", {1, 2, 3}}};
+  CHECK_THAT(refusal("rope_scaling", longrope),
+             Contains("long_factor has 3 items for 4 rotary pairs"));
+  longrope["long_factor"] = {1, 2, 3, 0};
+  CHECK_THAT(refusal("rope_scaling", longrope), Contains("long_factor is 0"));
   CHECK_THAT(refusal("partial_rotary_factor", 2.0), Contains("partial_rotary_factor is 2"));
+}
+
+TEST_CASE("longrope takes the long factors where contexts may pass the original maximum") {
+  Json json = small("Phi3ForCausalLM");
+  json["original_max_position_embeddings"] = 64;
+  json["rope_scaling"] = {
+      {"type", "su"}, {"short_factor", {1, 1, 1, 1}}, {"long_factor", {2, 2, 2, 2}}};
+  const RopeConfig rope = load(json).rope;
+  CHECK(rope.attention_factor == Approx(std::sqrt(1.0 + std::log(4.0) / std::log(64.0))));
+  CHECK(inverse_frequencies(rope, 64)[0] == 1.0F);
+  CHECK(inverse_frequencies(rope, 65)[0] == 0.5F);
 }
 
 TEST_CASE("files that are no JSON object") {
