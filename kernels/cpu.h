@@ -58,11 +58,10 @@ struct AttentionArgs {
   int64_t out_stride = 0;
   const float* q = nullptr;
   int64_t q_stride = 0;
-  const float* k = nullptr;  // element (block, head, token, d), strides in elements, d contiguous
-  const float* v = nullptr;
+  const float* k = nullptr;  // (block, head) pieces, strides in elements: K [head_dim][block_size],
+  const float* v = nullptr;  // V [block_size][head_dim]
   int64_t block_stride = 0;
   int64_t head_stride = 0;
-  int64_t token_stride = 0;
   int64_t block_size = 0;
   int64_t head_dim = 0;
   int64_t group = 1;  // query heads that share a KV head
@@ -94,11 +93,10 @@ struct RopeWriteArgs {
   int64_t rotary_dim = 0;
   const int32_t* positions = nullptr;
   const int32_t* slot_mapping = nullptr;
-  float* k = nullptr;
+  float* k = nullptr;  // as in AttentionArgs
   float* v = nullptr;
   int64_t block_stride = 0;
   int64_t head_stride = 0;
-  int64_t token_stride = 0;
   int64_t block_size = 0;
 };
 
@@ -130,11 +128,13 @@ struct KernelTable {
 
   // rows <= row_tile rows of a [rows, depth] → packed [depth][rows].
   void (*pack_a)(float* packed, const float* a, int64_t stride, int64_t rows, int64_t depth);
-  void (*gemm)(const GemmArgs& args, int64_t panel_begin, int64_t panel_end);
-  // Like gemm, but keeps only the maximum; ids start at first_id. scratch: [row_tile *
-  // panel_width].
+  // Panels [panel_begin, panel_end) of the product; scratch: gemm_scratch(rows) floats of this
+  // thread.
+  void (*gemm)(const GemmArgs& args, float* scratch, int64_t panel_begin, int64_t panel_end);
+  // Like gemm, but keeps only the maximum; ids start at first_id.
   void (*gemm_max)(const GemmArgs& args, const MaxState& state, float* scratch, int32_t first_id,
                    int64_t panel_begin, int64_t panel_end);
+  int64_t (*gemm_scratch)(int64_t rows);
   // Where output feature j of a panel row lies: one table for bf16, one for other types.
   int64_t (*panel_position)(DType dtype, int64_t j);
 

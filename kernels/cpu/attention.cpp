@@ -16,7 +16,10 @@ HWY_BEFORE_NAMESPACE();
 namespace mpinfer::kernels::cpu::HWY_NAMESPACE {
 namespace {
 
-inline constexpr int64_t kKeyPanels = kKeyTile / kPanelWidth;
+inline constexpr int64_t kKeyVectors = kKeyTile / kLanes;
+// The register tile of scores: queries times vectors of keys.
+inline constexpr int64_t kScoreRows = 6;
+inline constexpr int64_t kScoreVectors = kLanes >= 16 ? 4 : 2;
 
 constexpr int64_t round_up(int64_t n, int64_t to) {
   return (n + to - 1) / to * to;
@@ -62,11 +65,14 @@ struct KeyRange {
   int64_t end = 0;
 };
 
-const float* token_of(const AttentionArgs& args, const AttentionTask& task, const float* cache,
+const float* piece_of(const AttentionArgs& args, const AttentionTask& task, const float* cache,
                       int64_t position) {
   const int64_t block = task.block_table[position / args.block_size];
-  return cache + block * args.block_stride + task.kv_head * args.head_stride +
-         (position % args.block_size) * args.token_stride;
+  return cache + block * args.block_stride + task.kv_head * args.head_stride;
+}
+
+const float* value_of(const AttentionArgs& args, const AttentionTask& task, int64_t position) {
+  return piece_of(args, task, args.v, position) + position % args.block_size * args.head_dim;
 }
 
 // Keys one after the other in a block, from position on: at most limit.
@@ -74,65 +80,109 @@ int64_t run_length(const AttentionArgs& args, int64_t position, int64_t limit) {
   return HWY_MIN(limit, args.block_size - position % args.block_size);
 }
 
-// Four keys from k → columns [j, j + 4) of the transposed tile.
-void transpose_four(float* HWY_RESTRICT keys, const float* HWY_RESTRICT k, int64_t token_stride,
-                    int64_t head_dim, int64_t j) {
-  const hn::FixedTag<float, 4> four;
-  const hn::FixedTag<double, 2> pair;
-  float* to = keys + j / kPanelWidth * head_dim * kPanelWidth + j % kPanelWidth;
-  int64_t d = 0;
-  for (; d + 4 <= head_dim; d += 4) {
-    const auto r0 = hn::LoadU(four, k + d);
-    const auto r1 = hn::LoadU(four, k + token_stride + d);
-    const auto r2 = hn::LoadU(four, k + 2 * token_stride + d);
-    const auto r3 = hn::LoadU(four, k + 3 * token_stride + d);
-    const auto a01 = hn::BitCast(pair, hn::InterleaveLower(four, r0, r1));
-    const auto a23 = hn::BitCast(pair, hn::InterleaveLower(four, r2, r3));
-    const auto b01 = hn::BitCast(pair, hn::InterleaveUpper(four, r0, r1));
-    const auto b23 = hn::BitCast(pair, hn::InterleaveUpper(four, r2, r3));
-    float* at = to + d * kPanelWidth;
-    hn::StoreU(hn::BitCast(four, hn::InterleaveLower(pair, a01, a23)), four, at);
-    hn::StoreU(hn::BitCast(four, hn::InterleaveUpper(pair, a01, a23)), four, at + kPanelWidth);
-    hn::StoreU(hn::BitCast(four, hn::InterleaveLower(pair, b01, b23)), four, at + 2 * kPanelWidth);
-    hn::StoreU(hn::BitCast(four, hn::InterleaveUpper(pair, b01, b23)), four, at + 3 * kPanelWidth);
-  }
-  for (; d < head_dim; ++d) {
-    for (int64_t i = 0; i < 4; ++i) to[d * kPanelWidth + i] = k[i * token_stride + d];
+// The keys of a tile by vectors: component d of the keys of vector i is at[i] + d * step.
+struct KeyVectors {
+  const float* at[kKeyVectors] = {};
+  int64_t step = 0;
+};
+
+// Copies the keys of a range into s.keys, for blocks that vectors do not divide.
+void gather_keys(const AttentionArgs& args, const AttentionTask& task, const KeyRange& range,
+                 float* keys) {
+  for (int64_t j = range.begin; j < range.end;) {
+    const int64_t position = range.tile + j;
+    const int64_t run = HWY_MIN(run_length(args, position, range.end - j), kLanes - j % kLanes);
+    const float* from = piece_of(args, task, args.k, position) + position % args.block_size;
+    float* to = keys + j / kLanes * args.head_dim * kLanes + j % kLanes;
+    for (int64_t d = 0; d < args.head_dim; ++d) {
+      std::memcpy(to + d * kLanes, from + d * args.block_size,
+                  static_cast<size_t>(run) * sizeof(float));
+    }
+    j += run;
   }
 }
 
-void load_keys(const AttentionArgs& args, const AttentionTask& task, const KeyRange& range,
-               float* keys) {
+KeyVectors load_keys(const AttentionArgs& args, const AttentionTask& task, const KeyRange& range,
+                     float* scratch) {
+  KeyVectors keys;
+  const bool direct = args.block_size % kLanes == 0;
+  keys.step = direct ? args.block_size : kLanes;
+  if (!direct) gather_keys(args, task, range, scratch);
+  const int64_t first = range.begin / kLanes;
+  const int64_t last = (range.end - 1) / kLanes;
+  for (int64_t i = 0; i < kKeyVectors; ++i) {
+    const int64_t used = HWY_MIN(HWY_MAX(i, first), last);  // others repeat one: never read
+    const int64_t position = range.tile + used * kLanes;
+    keys.at[i] = direct ? piece_of(args, task, args.k, position) + position % args.block_size
+                        : scratch + used * args.head_dim * kLanes;
+  }
+  return keys;
+}
+
+// Brings keys or values of a range near, a cache line of 16 floats at a time.
+void fetch_keys(const AttentionArgs& args, const AttentionTask& task, const KeyRange& range) {
   for (int64_t j = range.begin; j < range.end;) {
-    const int64_t position = range.tile + j;
-    const float* k = token_of(args, task, args.k, position);
-    int64_t run = run_length(args, position, range.end - j);
-    for (; run > 0; --run, ++j, k += args.token_stride) {
-      while (run >= 4 && j % 4 == 0) {
-        transpose_four(keys, k, args.token_stride, args.head_dim, j);
-        run -= 4;
-        j += 4;
-        k += 4 * args.token_stride;
+    const int64_t run = run_length(args, range.tile + j, range.end - j);
+    const float* from = piece_of(args, task, args.k, range.tile + j);
+    from += (range.tile + j) % args.block_size;
+    for (int64_t d = 0; d < args.head_dim; ++d) {
+      for (int64_t i = 0; i < run; i += 16) {
+        __builtin_prefetch(from + d * args.block_size + i, 0, 2);
       }
-      if (run == 0) break;
-      float* to = keys + j / kPanelWidth * args.head_dim * kPanelWidth + j % kPanelWidth;
-      for (int64_t d = 0; d < args.head_dim; ++d) to[d * kPanelWidth] = k[d];
+    }
+    j += run;
+  }
+}
+
+void fetch_values(const AttentionArgs& args, const AttentionTask& task, const KeyRange& range) {
+  for (int64_t j = range.begin; j < range.end;) {
+    const int64_t run = run_length(args, range.tile + j, range.end - j);
+    const float* from = value_of(args, task, range.tile + j);
+    for (int64_t i = 0; i < run * args.head_dim; i += 16) __builtin_prefetch(from + i, 0, 2);
+    j += run;
+  }
+}
+
+template <size_t kRows>
+HWY_NOINLINE void score(float* scores, const float* q, const float* const* keys, int64_t step,
+                        int64_t head_dim) {
+  constexpr size_t kVectors = kScoreVectors;
+  Vec sums[kRows][kVectors];
+  const float* at[kVectors];
+  for (size_t v = 0; v < kVectors; ++v) {
+    at[v] = keys[v];
+    for (size_t r = 0; r < kRows; ++r) sums[r][v] = hn::Zero(kTag);
+  }
+  for (int64_t d = 0; d < head_dim; ++d) {
+    Vec k[kVectors];
+    for (size_t v = 0; v < kVectors; ++v) k[v] = hn::LoadU(kTag, at[v] + d * step);
+    for (size_t r = 0; r < kRows; ++r) {
+      const Vec x = hn::Set(kTag, q[r]);
+      for (size_t v = 0; v < kVectors; ++v) sums[r][v] = hn::MulAdd(x, k[v], sums[r][v]);
+    }
+    q += kRows;
+  }
+  for (size_t r = 0; r < kRows; ++r) {
+    for (size_t v = 0; v < kVectors; ++v) {
+      hn::StoreU(sums[r][v], kTag,
+                 scores + static_cast<int64_t>(r) * kKeyTile + static_cast<int64_t>(v) * kLanes);
     }
   }
 }
 
-// scores[queries, keys of range] = q · keys, panels that hold a key of the range.
-void score_keys(const Scratch& s, const RowTiles& tiles, const KeyRange& range, int64_t head_dim) {
-  const int64_t last_panel = (range.end + kPanelWidth - 1) / kPanelWidth;
-  for (int64_t panel = range.begin / kPanelWidth; panel < last_panel; ++panel) {
+using ScoreFunction = void (*)(float*, const float*, const float* const*, int64_t, int64_t);
+inline constexpr std::array<ScoreFunction, kScoreRows> kScore = {&score<1>, &score<2>, &score<3>,
+                                                                 &score<4>, &score<5>, &score<6>};
+
+// scores [queries, keys of range] = q · keys
+void score_keys(const Scratch& s, const RowTiles& tiles, const KeyRange& range,
+                const KeyVectors& keys, int64_t head_dim) {
+  const int64_t first = range.begin / kLanes / kScoreVectors * kScoreVectors;
+  for (int64_t v = first; v * kLanes < range.end; v += kScoreVectors) {
     for (int64_t t = 0; t < tiles.count(); ++t) {
-      const auto index = static_cast<size_t>(tiles.size(t) - 1);
-      kMicro<F32Rows>[index]({.c = s.scores + tiles.begin(t) * kKeyTile + panel * kPanelWidth,
-                              .c_stride = kKeyTile,
-                              .a = s.q + tiles.begin(t) * head_dim,
-                              .b = s.keys + panel * head_dim * kPanelWidth,
-                              .b_step = kPanelWidth,
-                              .depth = head_dim});
+      kScore[static_cast<size_t>(tiles.size(t) - 1)](
+          s.scores + tiles.begin(t) * kKeyTile + v * kLanes, s.q + tiles.begin(t) * head_dim,
+          keys.at + v, keys.step, head_dim);
     }
   }
 }
@@ -190,7 +240,7 @@ void load_value_edge(const AttentionArgs& args, const AttentionTask& task, const
   for (int64_t j = range.begin; j < range.end; ++j) {
     float* to = edge + j * kPanelWidth;
     std::memset(to, 0, static_cast<size_t>(kPanelWidth) * sizeof(float));
-    std::memcpy(to, token_of(args, task, args.v, range.tile + j) + column, bytes);
+    std::memcpy(to, value_of(args, task, range.tile + j) + column, bytes);
   }
 }
 
@@ -200,18 +250,23 @@ void add_values(const AttentionArgs& args, const AttentionTask& task, const Scra
   const int64_t padded = round_up(args.head_dim, kPanelWidth);
   const int64_t whole = args.head_dim / kPanelWidth * kPanelWidth;
   const auto index = static_cast<size_t>(rows - 1);
+  const int64_t at_once = panels_at_once(rows);
   float* sums = s.sums + first_query * padded;
   for (int64_t j = range.begin; j < range.end;) {
     const int64_t run = run_length(args, range.tile + j, range.end - j);
-    const float* v = token_of(args, task, args.v, range.tile + j);
-    for (int64_t d = 0; d < whole; d += kPanelWidth) {
-      kMicro<F32Rows>[index]({.c = sums + d,
-                              .c_stride = padded,
-                              .a = s.p + (j - range.begin) * rows,
-                              .b = v + d,
-                              .b_step = args.token_stride,
-                              .depth = run,
-                              .carry = true});
+    const float* v = value_of(args, task, range.tile + j);
+    for (int64_t d = 0; d < whole;) {
+      const int64_t panels = d + at_once * kPanelWidth <= whole ? at_once : 1;
+      (panels > 1 ? kMicroMany<F32Rows>
+                  : kMicro<F32Rows>)[index]({.c = sums + d,
+                                             .c_stride = padded,
+                                             .a = s.p + (j - range.begin) * rows,
+                                             .b = v + d,
+                                             .b_step = args.head_dim,
+                                             .panel_step = kPanelWidth,
+                                             .depth = run,
+                                             .carry = true});
+      d += panels * kPanelWidth;
     }
     j += run;
   }
@@ -270,9 +325,11 @@ void finish_queries(const AttentionArgs& args, const AttentionTask& task, const 
 }
 
 void attention(const AttentionArgs& args, const AttentionTask& task, float* scratch) {
-  const RowTiles tiles = {.rows = task.num_rows * args.group, .row_tile = kRowTile};
-  const Scratch s(scratch, args.head_dim, tiles.rows);
-  start_queries(args, task, s, tiles);
+  const int64_t queries = task.num_rows * args.group;
+  const RowTiles score_tiles = {.rows = queries, .row_tile = kScoreRows};
+  const RowTiles tiles = {.rows = queries, .row_tile = kRowTile};
+  const Scratch s(scratch, args.head_dim, queries);
+  start_queries(args, task, s, score_tiles);
   const int64_t end = task.first_position + task.num_rows;
   const int64_t begin =
       args.window == 0 ? 0 : HWY_MAX(int64_t{0}, task.first_position + 1 - args.window);
@@ -281,10 +338,15 @@ void attention(const AttentionArgs& args, const AttentionTask& task, float* scra
     const KeyRange range = {.tile = tile,
                             .begin = HWY_MAX(begin - tile, int64_t{0}),
                             .end = HWY_MIN(end - tile, kKeyTile)};
-    load_keys(args, task, range, s.keys);
-    score_keys(s, tiles, range, args.head_dim);
+    const KeyVectors keys = load_keys(args, task, range, s.keys);
+    fetch_values(args, task, range);
+    score_keys(s, score_tiles, range, keys, args.head_dim);
+    const int64_t next = tile + kKeyTile;
+    if (next < end) {
+      fetch_keys(args, task, {.tile = next, .begin = 0, .end = HWY_MIN(end - next, kKeyTile)});
+    }
     if (whole < args.head_dim) load_value_edge(args, task, range, whole, s.value_edge);
-    for (int64_t i = 0; i < tiles.rows; ++i) {
+    for (int64_t i = 0; i < queries; ++i) {
       const int64_t position = task.first_position + i / args.group;
       const int64_t from = args.window == 0 ? 0 : position + 1 - args.window - tile;
       const int64_t first = HWY_MIN(HWY_MAX(range.begin, from), range.end);

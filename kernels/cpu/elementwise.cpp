@@ -146,13 +146,14 @@ void rope_write(const RopeWriteArgs& args, int64_t row_begin, int64_t row_end) {
       if (weight != nullptr) rms_norm_row(head, head, weight, args.norm_eps, n);
       if (cos_sin != nullptr) rotate(head, cos_sin, args.rotary_dim / 2);
     }
-    const int64_t at =
-        slot / args.block_size * args.block_stride + slot % args.block_size * args.token_stride;
+    const int64_t at = slot / args.block_size * args.block_stride;
+    const int64_t token = slot % args.block_size;
     const float* k = row + args.num_q_heads * n;
     const float* v = k + args.num_kv_heads * n;
     for (int64_t h = 0; h < args.num_kv_heads; ++h) {
-      std::memcpy(args.k + at + h * args.head_stride, k + h * n, head_bytes);
-      std::memcpy(args.v + at + h * args.head_stride, v + h * n, head_bytes);
+      float* column = args.k + at + h * args.head_stride + token;
+      for (int64_t d = 0; d < n; ++d) column[d * args.block_size] = k[h * n + d];
+      std::memcpy(args.v + at + h * args.head_stride + token * n, v + h * n, head_bytes);
     }
   }
 }

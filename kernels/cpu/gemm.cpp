@@ -5,6 +5,7 @@
 #include <hwy/highway.h>
 
 #include <cmath>
+#include <type_traits>
 
 #include "kernels/cpu/micro-inl.h"
 #include "kernels/cpu/tables.h"
@@ -37,74 +38,125 @@ void finish_tile(float* c, int64_t c_stride, int64_t rows, int64_t cols, float s
   }
 }
 
-// One row tile times panels [panel, panel + count): whole panels into out, the ragged last one by a
-// copy.
+// Depth steps whose widened weights stay in the first-level cache beside a tile of A.
+inline constexpr int64_t kDepthBlock = 256;
+// Row tiles from which widening a block of weights once pays.
+inline constexpr int64_t kWidenTiles = 16;
+
 template <class Rows>
-void gemm_tile(const GemmArgs& args, int64_t first_row, int64_t rows, int64_t panel,
-               int64_t count) {
-  const auto* panels = static_cast<const typename Rows::Element*>(args.panels);
-  const int64_t panel_step = args.depth * kPanelWidth;
-  const int64_t column = panel * kPanelWidth;
-  const int64_t cols = HWY_MIN(count * kPanelWidth, args.out_features - column);
-  float* out = args.out + first_row * args.out_stride + column;
-  const bool whole = cols == count * kPanelWidth;
-  float edge[kRowTile * kPanelWidth];
-  const MicroArgs micro_args = {.c = whole ? out : edge,
-                                .c_stride = whole ? args.out_stride : kPanelWidth,
-                                .a = args.packed_a + first_row * args.depth,
-                                .b = panels + panel * panel_step,
-                                .b_step = kPanelWidth,
-                                .panel_step = panel_step,
-                                .depth = args.depth};
-  const auto index = static_cast<size_t>(rows - 1);
-  (count > 1 ? kMicroMany<Rows>[index] : kMicro<Rows>[index])(micro_args);
-  if (!whole) {
-    for (int64_t r = 0; r < rows; ++r) {
-      std::memcpy(out + r * args.out_stride, edge + r * kPanelWidth,
-                  static_cast<size_t>(cols) * sizeof(float));
-    }
-  }
-  if (args.scale != 1.0F || args.bias != nullptr) {
-    finish_tile(out, args.out_stride, rows, cols, args.scale,
-                args.bias == nullptr ? nullptr : args.bias + column);
+void widen(float* HWY_RESTRICT out, const typename Rows::Element* HWY_RESTRICT b, int64_t depth) {
+  for (int64_t k = 0; k < depth; ++k) {
+    Vec low;
+    Vec high;
+    Rows::load(b + k * kPanelWidth, low, high);
+    hn::StoreU(low, kTag, out + k * kPanelWidth);
+    hn::StoreU(high, kTag, out + k * kPanelWidth + kLanes);
   }
 }
 
+// What one thread works on: c = rows of packed A times panels of weights.
 template <class Rows>
-void gemm_of(const GemmArgs& args, int64_t panel_begin, int64_t panel_end) {
-  const RowTiles tiles = {.rows = args.rows, .row_tile = kRowTile};
-  const int64_t num_tiles = tiles.count();
+class Multiplier {
+ public:
+  using Element = typename Rows::Element;
+
+  Multiplier(const GemmArgs& args, float* widened)
+      : args_(args),
+        tiles_{.rows = args.rows, .row_tile = kRowTile},
+        num_tiles_(tiles_.count()),
+        num_panels_((args.out_features + kPanelWidth - 1) / kPanelWidth),
+        widened_(widened) {}
+
+  // c [rows, count * kPanelWidth] = A times panels [panel, panel + count); count > 1 only for a
+  // lone tile.
+  void multiply(float* c, int64_t c_stride, int64_t panel, int64_t count) const {
+    const Element* b = panel_at(panel);
+    const bool widens = num_tiles_ >= kWidenTiles && !std::is_same_v<Rows, F32Rows>;
+    const int64_t block = widens ? kDepthBlock : args_.depth;
+    for (int64_t k = 0; k < args_.depth; k += block) {
+      const int64_t depth = HWY_MIN(block, args_.depth - k);
+      const Element* at = b + k * kPanelWidth;
+      if (widens) widen<Rows>(widened_, at, depth);
+      const bool last = panel + count >= num_panels_ && k + depth == args_.depth;
+      const auto* next =
+          last ? nullptr : reinterpret_cast<const char*>(at + depth * count * kPanelWidth);
+      const int64_t bytes = depth * count * kPanelWidth * int64_t{sizeof(Element)};
+      for (int64_t t = 0; t < num_tiles_; ++t) {
+        const int64_t rows = tiles_.size(t);
+        const auto index = static_cast<size_t>(rows - 1);
+        const MicroArgs micro_args = {
+            .c = c + tiles_.begin(t) * c_stride,
+            .c_stride = c_stride,
+            .a = args_.packed_a + tiles_.begin(t) * args_.depth + k * rows,
+            .b = widens ? static_cast<const void*>(widened_) : at,
+            .b_step = kPanelWidth,
+            .panel_step = args_.depth * kPanelWidth,
+            .depth = depth,
+            .carry = k > 0,
+            .ahead = next == nullptr ? nullptr : next + t * bytes / num_tiles_,
+            .ahead_step = bytes / num_tiles_ / depth};
+        (widens ? kMicro<F32Rows> : count > 1 ? kMicroMany<Rows> : kMicro<Rows>)[index](micro_args);
+      }
+    }
+  }
+
+ private:
+  const Element* panel_at(int64_t panel) const {
+    return static_cast<const Element*>(args_.panels) + panel * args_.depth * kPanelWidth;
+  }
+
+  const GemmArgs& args_;
+  RowTiles tiles_;
+  int64_t num_tiles_;
+  int64_t num_panels_;
+  float* widened_;
+};
+
+template <class Rows>
+void gemm_of(const GemmArgs& args, float* scratch, int64_t panel_begin, int64_t panel_end) {
+  const Multiplier<Rows> multiplier(args, scratch);
+  float* edge = scratch + kDepthBlock * kPanelWidth;
   const int64_t whole_panels = args.out_features / kPanelWidth;
-  const int64_t group = num_tiles == 1 ? panels_at_once(args.rows) : 1;
+  const int64_t group = args.rows <= kRowTile ? panels_at_once(args.rows) : 1;
   for (int64_t panel = panel_begin; panel < panel_end;) {
     const int64_t count = panel + group <= HWY_MIN(panel_end, whole_panels) ? group : 1;
-    for (int64_t t = 0; t < num_tiles; ++t) {
-      gemm_tile<Rows>(args, tiles.begin(t), tiles.size(t), panel, count);
+    const int64_t column = panel * kPanelWidth;
+    const int64_t cols = HWY_MIN(count * kPanelWidth, args.out_features - column);
+    const bool whole = panel < whole_panels;
+    float* out = args.out + column;
+    multiplier.multiply(whole ? out : edge, whole ? args.out_stride : kPanelWidth, panel, count);
+    for (int64_t r = 0; r < args.rows && !whole; ++r) {
+      std::memcpy(out + r * args.out_stride, edge + r * kPanelWidth,
+                  static_cast<size_t>(cols) * sizeof(float));
+    }
+    if (args.scale != 1.0F || args.bias != nullptr) {
+      finish_tile(out, args.out_stride, args.rows, cols, args.scale,
+                  args.bias == nullptr ? nullptr : args.bias + column);
     }
     panel += count;
   }
 }
 
-void gemm(const GemmArgs& args, int64_t panel_begin, int64_t panel_end) {
+void gemm(const GemmArgs& args, float* scratch, int64_t panel_begin, int64_t panel_end) {
   switch (args.dtype) {
     case DType::kBF16:
-      return gemm_of<Bf16Rows>(args, panel_begin, panel_end);
+      return gemm_of<Bf16Rows>(args, scratch, panel_begin, panel_end);
     case DType::kF16:
-      return gemm_of<F16Rows>(args, panel_begin, panel_end);
+      return gemm_of<F16Rows>(args, scratch, panel_begin, panel_end);
     default:
-      return gemm_of<F32Rows>(args, panel_begin, panel_end);
+      return gemm_of<F32Rows>(args, scratch, panel_begin, panel_end);
   }
 }
 
 // Folds logits [rows, kPanelWidth] of which the first cols are real, ids from first_id, into the
 // state.
-void fold_max(const MaxState& state, const float* logits, int64_t first_row, int64_t rows,
-              int64_t cols, int32_t first_id) {
+void fold_max(const MaxState& state, const float* logits, int64_t rows, int64_t cols,
+              int32_t first_id) {
   const hn::RebindToSigned<FloatTag> int_tag;
   const auto ids = hn::Iota(int_tag, first_id);
   for (int64_t r = 0; r < rows; ++r) {
-    float* best = state.best + (first_row + r) * kPanelWidth;
-    int32_t* id = state.id + (first_row + r) * kPanelWidth;
+    float* best = state.best + r * kPanelWidth;
+    int32_t* id = state.id + r * kPanelWidth;
     for (int64_t half = 0; half < kPanelWidth && half < cols; half += kLanes) {
       Vec x = hn::LoadU(kTag, logits + r * kPanelWidth + half);
       if (cols - half < kLanes) {
@@ -113,7 +165,7 @@ void fold_max(const MaxState& state, const float* logits, int64_t first_row, int
       }
       const Vec old = hn::LoadU(kTag, best + half);
       const auto more = hn::Gt(x, old);
-      if (!hn::AllFalse(kTag, hn::IsNaN(x))) state.has_nan[first_row + r] = 1;
+      if (!hn::AllFalse(kTag, hn::IsNaN(x))) state.has_nan[r] = 1;
       if (hn::AllFalse(kTag, more)) continue;
       hn::StoreU(hn::IfThenElse(more, x, old), kTag, best + half);
       const auto here = hn::Add(ids, hn::Set(int_tag, static_cast<int32_t>(half)));
@@ -126,23 +178,13 @@ void fold_max(const MaxState& state, const float* logits, int64_t first_row, int
 template <class Rows>
 void gemm_max_of(const GemmArgs& args, const MaxState& state, float* scratch, int32_t first_id,
                  int64_t panel_begin, int64_t panel_end) {
-  const RowTiles tiles = {.rows = args.rows, .row_tile = kRowTile};
-  const auto* panels = static_cast<const typename Rows::Element*>(args.panels);
-  const int64_t panel_step = args.depth * kPanelWidth;
+  const Multiplier<Rows> multiplier(args, scratch);
+  float* logits = scratch + kDepthBlock * kPanelWidth;
   for (int64_t panel = panel_begin; panel < panel_end; ++panel) {
     const int64_t column = panel * kPanelWidth;
-    for (int64_t t = 0; t < tiles.count(); ++t) {
-      const int64_t rows = tiles.size(t);
-      kMicro<Rows>[static_cast<size_t>(rows - 1)]({.c = scratch,
-                                                   .c_stride = kPanelWidth,
-                                                   .a = args.packed_a + tiles.begin(t) * args.depth,
-                                                   .b = panels + panel * panel_step,
-                                                   .b_step = kPanelWidth,
-                                                   .depth = args.depth});
-      fold_max(state, scratch, tiles.begin(t), rows,
-               HWY_MIN(kPanelWidth, args.out_features - column),
-               first_id + static_cast<int32_t>(column));
-    }
+    multiplier.multiply(logits, kPanelWidth, panel, 1);
+    fold_max(state, logits, args.rows, HWY_MIN(kPanelWidth, args.out_features - column),
+             first_id + static_cast<int32_t>(column));
   }
 }
 
@@ -156,6 +198,10 @@ void gemm_max(const GemmArgs& args, const MaxState& state, float* scratch, int32
     default:
       return gemm_max_of<F32Rows>(args, state, scratch, first_id, panel_begin, panel_end);
   }
+}
+
+int64_t gemm_scratch(int64_t rows) {
+  return (kDepthBlock + rows) * kPanelWidth;
 }
 
 int64_t multiply_add_loop(int64_t steps) {
@@ -178,6 +224,7 @@ void fill(KernelTable& table) {
   table.pack_a = &pack_a;
   table.gemm = &gemm;
   table.gemm_max = &gemm_max;
+  table.gemm_scratch = &gemm_scratch;
   table.panel_position = &panel_position;
   table.multiply_add_loop = &multiply_add_loop;
 }

@@ -28,6 +28,8 @@ struct MicroArgs {
   int64_t panel_step = 0;  // elements from one panel to the next
   int64_t depth = 0;
   bool carry = false;
+  const char* ahead = nullptr;  // memory to bring near meanwhile, ahead_step bytes a step of depth
+  int64_t ahead_step = 0;
 };
 using MicroFunction = void (*)(const MicroArgs& args);
 
@@ -75,6 +77,8 @@ HWY_NOINLINE void micro(const MicroArgs& args) {
   const float* HWY_RESTRICT a = args.a;
   const auto* HWY_RESTRICT b = static_cast<const typename Rows::Element*>(args.b);
   const int64_t panel_step = args.panel_step;
+  const char* ahead = args.ahead == nullptr ? static_cast<const char*>(args.b) : args.ahead;
+  const int64_t ahead_step = args.ahead == nullptr ? 0 : args.ahead_step;
   for (int64_t k = args.depth; k > 0; --k) {
     for (size_t p = 0; p < kPanels; ++p) {
       Vec b_low;
@@ -86,6 +90,8 @@ HWY_NOINLINE void micro(const MicroArgs& args) {
         high[p][r] = hn::MulAdd(x, b_high, high[p][r]);
       }
     }
+    __builtin_prefetch(ahead, 0, 2);
+    ahead += ahead_step;
     a += kRows;
     b += args.b_step;
   }
@@ -102,9 +108,7 @@ HWY_NOINLINE void micro(const MicroArgs& args) {
 // Panels a lone tile of few rows takes at once, so that enough sums are in flight to hide the
 // latency of an add.
 constexpr int64_t panels_at_once(int64_t rows) {
-  const int budget = kRowTile * 2;
-  if (rows * 8 <= budget) return 4;
-  return rows * 4 <= budget ? 2 : 1;
+  return rows * 2 <= kRowTile ? 2 : 1;
 }
 
 template <class Rows, bool kMany, size_t... kIndices>
@@ -114,7 +118,7 @@ constexpr std::array<MicroFunction, sizeof...(kIndices)> micro_table(
           kMany ? panels_at_once(static_cast<int>(kIndices) + 1) : 1 > ...};
 }
 
-// By rows - 1. One panel; several panels.
+// By rows - 1. One panel; panels_at_once(rows) panels.
 template <class Rows>
 inline constexpr std::array<MicroFunction, kRowTile> kMicro =
     micro_table<Rows, false>(std::make_index_sequence<kRowTile>());

@@ -15,7 +15,7 @@ void pause() {
 
 }  // namespace
 
-ThreadPool::ThreadPool(int threads) {
+ThreadPool::ThreadPool(int threads) : shares_(static_cast<size_t>(threads)) {
   workers_.reserve(static_cast<size_t>(threads));
   for (int i = 1; i < threads; ++i) {
     workers_.emplace_back([this, i] { work(i); });
@@ -30,18 +30,26 @@ ThreadPool::~ThreadPool() {
 }
 
 void ThreadPool::drain(int thread) {
-  for (;;) {
-    const int64_t index = next_.fetch_add(1, std::memory_order_relaxed);
-    if (index >= count_) return;
-    call_(context_, index, thread);
+  const size_t threads = shares_.size();
+  for (size_t i = 0; i < threads; ++i) {
+    Share& share = shares_[(static_cast<size_t>(thread) + i) % threads];
+    for (;;) {
+      const int64_t index = share.next.fetch_add(1, std::memory_order_relaxed);
+      if (index >= share.end) break;
+      call_(context_, index, thread);
+    }
   }
 }
 
 void ThreadPool::fork_join(int64_t count, Call call, const void* context) {
   call_ = call;
   context_ = context;
-  count_ = count;
-  next_.store(0, std::memory_order_relaxed);
+  const int64_t threads = std::ssize(shares_);
+  for (int64_t i = 0; i < threads; ++i) {
+    Share& share = shares_[static_cast<size_t>(i)];
+    share.next.store(count * i / threads, std::memory_order_relaxed);
+    share.end = count * (i + 1) / threads;
+  }
   busy_.store(static_cast<int32_t>(workers_.size()), std::memory_order_relaxed);
   generation_.fetch_add(1);
   generation_.notify_all();

@@ -1,6 +1,8 @@
 // A fork-join pool for loops of a few microseconds and more: workers spin briefly for the next
-// loop, then sleep. The caller works too. Which thread runs which task is not fixed, so a task's
-// result must not depend on it. Tasks must not throw and must not call run().
+// loop, then sleep. The caller works too. Each thread starts with its own
+// consecutive share of the tasks and then takes from the others'. Which thread runs which task is
+// not fixed, so a task's result must not depend on it. Tasks must not throw and must not call
+// run().
 #pragma once
 
 #include <atomic>
@@ -45,8 +47,11 @@ class ThreadPool {
   std::vector<std::thread> workers_;
   Call call_ = nullptr;
   const void* context_ = nullptr;
-  int64_t count_ = 0;
-  alignas(64) std::atomic<int64_t> next_{0};
+  struct alignas(64) Share {
+    std::atomic<int64_t> next{0};
+    int64_t end = 0;
+  };
+  std::vector<Share> shares_;  // one a thread
   alignas(64) std::atomic<uint32_t> generation_{0};
   alignas(64) std::atomic<int32_t> busy_{0};
   std::atomic<bool> stop_{false};

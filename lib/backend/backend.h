@@ -51,6 +51,7 @@ struct Weight {
 
 // Paged KV of one layer. Element (block, head, token, d) at base + block*block_stride + head*head_stride +
 // token*token_stride + d, in elements. Layout [block, kv_head, block_size, head_dim] for K and for V.
+// Only the backend's own ops look inside a (block, head) piece; the CPU keeps K there as [head_dim, block_size].
 struct KvView {
   void* k = nullptr;
   void* v = nullptr;

@@ -83,6 +83,7 @@ class CpuBackend final : public Backend {
                 float scale);
   void max_of_rows(MaxPair* out, const kernels::cpu::GemmArgs& args, int32_t first_id);
   const float* pack(const Matrix& a);
+  void grow_floats(int64_t floats);  // scratch of every thread
   int64_t rows_at_once(int64_t rows, int64_t depth) const;
   void check_weight(const Weight& weight) const;
 

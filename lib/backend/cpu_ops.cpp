@@ -28,6 +28,15 @@ cpu::Gate gate_of(Activation activation) {
   return cpu::Gate::kSilu;
 }
 
+// Rows of a (block, head) piece follow one another: inside it, K is kept transposed.
+void check_kv(const KvView& kv) {
+  MPINFER_CHECK(kv.dtype == DType::kF32 && kv.head_dim > 0 && kv.head_dim <= cpu::kMaxHeadDim,
+                "KV of {}, head dim {}", name_of(kv.dtype), kv.head_dim);
+  MPINFER_CHECK(kv.block_size > 0 && kv.token_stride == kv.head_dim,
+                "KV blocks of {} tokens, token stride {}, head dim {}", kv.block_size,
+                kv.token_stride, kv.head_dim);
+}
+
 // Larger value first, then lower id.
 bool better(float value, int32_t id, const MaxPair& than) {
   return value > than.value || (value == than.value && id < than.id);
@@ -142,6 +151,12 @@ int64_t CpuBackend::rows_at_once(int64_t rows, int64_t depth) const {
   return ((rows + pieces - 1) / pieces + tile - 1) / tile * tile;
 }
 
+void CpuBackend::grow_floats(int64_t floats) {
+  for (ThreadMemory& memory : memory_) {
+    if (std::ssize(memory.floats) < floats) memory.floats.resize(static_cast<size_t>(floats));
+  }
+}
+
 const float* CpuBackend::pack(const Matrix& a) {
   const cpu::RowTiles tiles = {.rows = a.rows, .row_tile = kernels_.row_tile};
   const auto floats = static_cast<size_t>(a.rows * a.cols);
@@ -182,9 +197,12 @@ void CpuBackend::multiply(const Matrix& out, const Matrix& a, const Weight& weig
                                 .scale = scale};
     const bool serial = rows * args.depth * args.out_features < kSerialWork;
     const int64_t wanted = serial ? 1 : 8 * pool_.size();
-    const int64_t chunk = ((panels + wanted - 1) / wanted + 3) / 4 * 4;
-    pool_.run((panels + chunk - 1) / chunk, [&](int64_t i, int) {
-      kernels_.gemm(args, i * chunk, std::min((i + 1) * chunk, panels));
+    const int64_t unit = rows < kernels_.row_tile ? 2 : 1;  // few rows take two panels at once
+    const int64_t chunk = ((panels + wanted - 1) / wanted + unit - 1) / unit * unit;
+    grow_floats(kernels_.gemm_scratch(rows));
+    pool_.run((panels + chunk - 1) / chunk, [&](int64_t i, int thread) {
+      kernels_.gemm(args, memory_[static_cast<size_t>(thread)].floats.data(), i * chunk,
+                    std::min((i + 1) * chunk, panels));
     });
   }
 }
@@ -202,7 +220,7 @@ void CpuBackend::lm_head_logits(Stream, const Matrix& logits, const Matrix& x, c
 void CpuBackend::qk_norm_rope_write_kv(Stream, const QkNormRopeWriteKv& args) {
   check_f32(args.qkv, "qkv");
   const int64_t heads = args.num_q_heads + 2 * int64_t{args.kv.num_kv_heads};
-  MPINFER_CHECK(args.kv.dtype == DType::kF32, "KV of {}", name_of(args.kv.dtype));
+  check_kv(args.kv);
   MPINFER_CHECK(args.qkv.cols == heads * args.kv.head_dim, "{} columns for {} heads of {}",
                 args.qkv.cols, heads, args.kv.head_dim);
   MPINFER_CHECK(args.rope.cos_sin == nullptr ||
@@ -224,7 +242,6 @@ void CpuBackend::qk_norm_rope_write_kv(Stream, const QkNormRopeWriteKv& args) {
                                           .v = static_cast<float*>(args.kv.v),
                                           .block_stride = args.kv.block_stride,
                                           .head_stride = args.kv.head_stride,
-                                          .token_stride = args.kv.token_stride,
                                           .block_size = args.kv.block_size};
   for_rows(args.qkv.rows, args.qkv.cols,
            [&](int64_t begin, int64_t end) { kernels_.rope_write(kernel_args, begin, end); });
@@ -236,8 +253,7 @@ void CpuBackend::attention(Stream, const Matrix& out, const Matrix& q, const KvV
   check_f32(q, "q");
   check_same_shape(out, q);
   const int64_t width = int64_t{kv.num_kv_heads} * kv.head_dim;
-  MPINFER_CHECK(kv.dtype == DType::kF32 && kv.head_dim <= cpu::kMaxHeadDim, "KV of {}, head dim {}",
-                name_of(kv.dtype), kv.head_dim);
+  check_kv(kv);
   MPINFER_CHECK(width > 0 && q.cols % width == 0, "{} columns of q for {} KV heads of {}", q.cols,
                 kv.num_kv_heads, kv.head_dim);
   const auto sequences = static_cast<size_t>(batch.num_sequences);
@@ -252,7 +268,6 @@ void CpuBackend::attention(Stream, const Matrix& out, const Matrix& q, const KvV
                                    .v = static_cast<const float*>(kv.v),
                                    .block_stride = kv.block_stride,
                                    .head_stride = kv.head_stride,
-                                   .token_stride = kv.token_stride,
                                    .block_size = kv.block_size,
                                    .head_dim = kv.head_dim,
                                    .group = q.cols / width,
@@ -280,11 +295,7 @@ void CpuBackend::attention(Stream, const Matrix& out, const Matrix& q, const KvV
       }
     }
   }
-  const auto floats =
-      static_cast<size_t>(kernels_.attention_scratch(kv.head_dim, rows_at_once * args.group));
-  for (ThreadMemory& memory : memory_) {
-    if (memory.floats.size() < floats) memory.floats.resize(floats);
-  }
+  grow_floats(kernels_.attention_scratch(kv.head_dim, rows_at_once * args.group));
   pool_.run(static_cast<int64_t>(tasks_.size()), [&](int64_t i, int thread) {
     kernels_.attention(args, tasks_[static_cast<size_t>(i)],
                        memory_[static_cast<size_t>(thread)].floats.data());
@@ -330,10 +341,10 @@ void CpuBackend::max_of_rows(MaxPair* out, const cpu::GemmArgs& args, int32_t fi
   constexpr float kLowest = -std::numeric_limits<float>::infinity();
   constexpr int32_t kNoId = std::numeric_limits<int32_t>::max();
   const int64_t width = kernels_.panel_width;
-  const int64_t scratch = kernels_.row_tile * width;
+  const int64_t scratch = kernels_.gemm_scratch(args.rows);
   const auto lanes = static_cast<size_t>(args.rows * width);
+  grow_floats(scratch + args.rows * width);
   for (ThreadMemory& memory : memory_) {
-    memory.floats.resize(std::max(memory.floats.size(), static_cast<size_t>(scratch) + lanes));
     std::fill_n(memory.floats.begin() + scratch, lanes, kLowest);
     memory.ids.assign(lanes, kNoId);
     memory.flags.assign(static_cast<size_t>(args.rows), 0);

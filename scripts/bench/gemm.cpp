@@ -29,10 +29,11 @@ double now() {
   return static_cast<double>(time.tv_sec) + 1e-9 * static_cast<double>(time.tv_nsec);
 }
 
+// Runs work some hundred times; returns the best time of one run.
 double best_seconds(const std::function<void()>& work) {
   double best = 1e9;
   double total = 0.0;
-  for (int run = 0; run < 500 && (run < 5 || total < 0.4); ++run) {
+  for (int run = 0; run < 500 && (run < 5 || total < 0.3); ++run) {
     const double start = now();
     work();
     const double seconds = now() - start;
@@ -42,18 +43,49 @@ double best_seconds(const std::function<void()>& work) {
   return best;
 }
 
-double peak_flops(const kernels::cpu::KernelTable& table, kernels::cpu::ThreadPool& pool) {
-  constexpr int64_t kSteps = 1'000'000;
-  const double seconds = best_seconds(
-      [&] { pool.run(pool.size(), [&](int64_t, int) { table.multiply_add_loop(kSteps); }); });
-  return static_cast<double>(table.multiply_add_loop(0) * kSteps * pool.size()) / seconds;
-}
+// Multiply-adds in registers on every thread: operations a second.
+class Peak {
+ public:
+  Peak(const std::string& target, int threads)
+      : table_(kernels::cpu::kernels_for(target)), pool_(threads) {}
+
+  double measure() {
+    constexpr int64_t kSteps = 50'000;
+    const double start = now();
+    pool_.run(pool_.size(), [&](int64_t, int) { table_.multiply_add_loop(kSteps); });
+    const double seconds = now() - start;
+    return static_cast<double>(table_.multiply_add_loop(0) * kSteps * pool_.size()) / seconds;
+  }
+
+  // Median over runs of the work's speed divided by the peak just before and after it, so that a
+  // clock that changes with the neighbours' load cancels out.
+  double share(double operations, const std::function<void()>& work) {
+    std::vector<double> shares;
+    double total = 0.0;
+    double before = measure();
+    while (shares.size() < 5 || (total < 0.4 && shares.size() < 200)) {
+      const double start = now();
+      work();
+      const double seconds = now() - start;
+      const double after = measure();
+      shares.push_back(operations / seconds / std::max(before, after));
+      before = after;
+      total += seconds;
+    }
+    std::nth_element(shares.begin(), shares.begin() + std::ssize(shares) / 2, shares.end());
+    return shares[shares.size() / 2];
+  }
+
+ private:
+  kernels::cpu::KernelTable table_;
+  kernels::cpu::ThreadPool pool_;
+};
 
 constexpr int64_t kCold = 64 << 20;
 
 class Bench {
  public:
-  Bench(Backend& backend, double peak) : backend_(backend), peak_(peak) {}
+  Bench(Backend& backend, Peak& peak) : backend_(backend), peak_(peak) {}
 
   Matrix matrix(int64_t rows, int64_t cols) {
     buffers_.push_back(backend_.allocate(rows * cols * 4));
@@ -81,12 +113,9 @@ class Bench {
     for (int64_t i = 0; i < std::max<int64_t>(1, kCold / bytes); ++i) {
       weights.push_back(weight(out_features, in_features, dtype));
     }
-    const double seconds = best_seconds([&] {
-                             for (const Weight& w : weights)
-                               backend_.gemm(Stream::kCompute, out, a, w, nullptr);
-                           }) /
-                           static_cast<double>(weights.size());
-    report("gemm", rows, out_features, in_features, dtype, seconds);
+    report("gemm", {rows, out_features, in_features}, dtype, std::ssize(weights), [&] {
+      for (const Weight& w : weights) backend_.gemm(Stream::kCompute, out, a, w, nullptr);
+    });
     buffers_.clear();
   }
 
@@ -94,9 +123,8 @@ class Bench {
     const Matrix a = matrix(rows, in_features);
     const Weight w = weight(out_features, in_features, DType::kBF16);
     std::vector<MaxPair> pairs(static_cast<size_t>(rows));
-    const double seconds =
-        best_seconds([&] { backend_.lm_head_max(Stream::kCompute, pairs.data(), a, w, 0); });
-    report("lm_head_max", rows, out_features, in_features, DType::kBF16, seconds);
+    report("lm_head_max", {rows, out_features, in_features}, DType::kBF16, 1,
+           [&] { backend_.lm_head_max(Stream::kCompute, pairs.data(), a, w, 0); });
     buffers_.clear();
   }
 
@@ -195,18 +223,25 @@ class Bench {
   }
 
  private:
-  void report(const char* name, int64_t rows, int64_t out_features, int64_t in_features,
-              DType dtype, double seconds) {
-    const double work = 2.0 * static_cast<double>(rows * out_features * in_features);
-    const double bytes = static_cast<double>(out_features * in_features * size_of(dtype));
+  struct Shape {
+    int64_t rows, out_features, in_features;
+  };
+
+  // work: count products of the shape, each with another weight.
+  void report(const char* name, const Shape& s, DType dtype, int64_t count,
+              const std::function<void()>& work) {
+    const double operations = 2.0 * static_cast<double>(s.rows * s.out_features * s.in_features);
+    const auto bytes = static_cast<double>(s.out_features * s.in_features * size_of(dtype));
+    const double share = peak_.share(operations * static_cast<double>(count), work);
+    const double seconds = best_seconds(work) / static_cast<double>(count);
     fmt::print(
         "{:12} M {:4}  N {:6}  K {:5}  {:8} {:9.1f} us  {:7.1f} GFLOP/s  {:5.1f} %  {:6.1f} GB/s\n",
-        name, rows, out_features, in_features, name_of(dtype), seconds * 1e6, work / seconds * 1e-9,
-        100.0 * work / seconds / peak_, bytes / seconds * 1e-9);
+        name, s.rows, s.out_features, s.in_features, name_of(dtype), seconds * 1e6,
+        operations / seconds * 1e-9, 100.0 * share, bytes / seconds * 1e-9);
   }
 
   Backend& backend_;
-  double peak_;
+  Peak& peak_;
   std::vector<Buffer> buffers_;
   std::mt19937 random_{1};
   std::normal_distribution<float> normal_{0.0F, 0.02F};
@@ -219,9 +254,13 @@ int main(int argc, char** argv) {
   const std::string target = argc > 2 ? argv[2] : best_simd_target();
   if (threads == 1) g_clock = CLOCK_THREAD_CPUTIME_ID;
   const auto backend = make_cpu_backend({.threads = threads, .simd_target = target});
-  kernels::cpu::ThreadPool pool(threads);
-  const double peak = peak_flops(kernels::cpu::kernels_for(target), pool);
-  fmt::print("{}: f32 multiply-add peak {:.1f} GFLOP/s\n", backend->description(), peak * 1e-9);
+  Peak peak(target, threads);
+  double highest = 0.0;
+  for (int run = 0; run < 1000; ++run) highest = std::max(highest, peak.measure());
+  fmt::print(
+      "{}: f32 multiply-add peak {:.1f} GFLOP/s; % is the median of runs beside the peak of "
+      "that moment\n",
+      backend->description(), highest * 1e-9);
 
   Bench bench(*backend, peak);
   for (const int64_t rows : {1, 4, 8, 14, 22, 32, 64, 96, 512}) {

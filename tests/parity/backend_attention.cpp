@@ -99,7 +99,11 @@ class PagedCase {
           for (int64_t h = 0; h < heads.kv; ++h) {
             const int64_t to = block * block_floats + (h * block_size + t % block_size) * n;
             const int64_t from = (t * heads.kv + h) * n;
-            std::copy_n(s.k.begin() + from, n, k.begin() + to);
+            for (int64_t d = 0; d < n; ++d) {
+              const int64_t at = key_offset(backend, t % block_size, d, block_size, n);
+              k[static_cast<size_t>(block * block_floats + h * block_size * n + at)] =
+                  s.k[static_cast<size_t>(from + d)];
+            }
             std::copy_n(s.v.begin() + from, n, v.begin() + to);
           }
         }

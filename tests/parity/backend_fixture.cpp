@@ -65,6 +65,12 @@ std::vector<float> rounded(std::vector<float> values, DType dtype) {
   return values;
 }
 
+int64_t key_offset(const Backend& backend, int64_t token, int64_t d, int64_t block_size,
+                   int64_t head_dim) {
+  const bool transposed = backend.description().starts_with("cpu");
+  return transposed ? d * block_size + token : token * head_dim + d;
+}
+
 double tolerance(const Backend& backend) {
   switch (backend.activation_dtype()) {
     case DType::kBF16:

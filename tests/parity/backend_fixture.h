@@ -34,6 +34,11 @@ std::vector<float> random_floats(Random& random, int64_t count, float scale = 1.
 float rounded(float value, DType dtype);
 std::vector<float> rounded(std::vector<float> values, DType dtype);
 
+// Where (token, d) of K lies inside a (block, head) piece of this backend; V is always [block_size,
+// head_dim].
+int64_t key_offset(const Backend& backend, int64_t token, int64_t d, int64_t block_size,
+                   int64_t head_dim);
+
 // Relative bound of a sum in the backend's activation type.
 double tolerance(const Backend& backend);
 

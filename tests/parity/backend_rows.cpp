@@ -237,11 +237,16 @@ TEST_CASE("qk_norm_rope_write_kv norms, rotates and writes k and v; padding rows
             check_close({begin, begin + n}, head, tolerance(*backend), 2.0);
             continue;
           }
-          auto& cache = h < c.q + c.kv ? want_k : want_v;
-          const int64_t kv_head = (h - c.q) % c.kv;
-          std::copy(head.begin(), head.end(),
-                    cache.begin() + slot / c.block_size * block_floats +
-                        (kv_head * c.block_size + slot % c.block_size) * n);
+          const bool is_key = h < c.q + c.kv;
+          const int64_t token = slot % c.block_size;
+          const int64_t piece =
+              slot / c.block_size * block_floats + (h - c.q) % c.kv * c.block_size * n;
+          for (int64_t d = 0; d < n; ++d) {
+            const int64_t inside =
+                is_key ? key_offset(*backend, token, d, c.block_size, n) : token * n + d;
+            (is_key ? want_k : want_v)[static_cast<size_t>(piece + inside)] =
+                head[static_cast<size_t>(d)];
+          }
         }
       }
       check_close(k.read(), want_k, tolerance(*backend), 2.0);
