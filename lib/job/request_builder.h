@@ -28,7 +28,7 @@ struct BuilderOptions {
   TooLong too_long = TooLong::kError;
   int64_t max_model_len = 0;
   int64_t vocab_size = 0;  // of the model
-  SamplingFields defaults;
+  SamplingFields defaults = {};
 };
 
 class RequestBuilder {
