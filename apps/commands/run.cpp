@@ -231,9 +231,9 @@ int run_command(const Options& options, comm::HostComm world) {
   job::JobOptions job = job_options(options, device);
   job.manifest = begin_manifest(options, identity, device);
   job.identity = hash_of(job.manifest);
-  job::Session session(job, world, options.field, defaults.max_tokens.value_or(0));
-  const planner::Plan plan = plan_run(options, config, device, world, session.input());
   const comm::HostComm everyone = world.duplicate();
+  job::Session session(job, everyone, options.field, defaults.max_tokens.value_or(0));
+  const planner::Plan plan = plan_run(options, config, device, everyone, session.input());
   const comm::Mesh mesh = comm::make_mesh(std::move(world), plan.layout);
   session.set_replica_sampling(
       job::parse_replica_sampling(options.replica_sampling, plan.layout.dp, config.vocab_size));
