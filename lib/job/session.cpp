@@ -102,7 +102,7 @@ ErrorBudget error_budget(const std::string& text, const char* name) {
 
 Session::Session(const JobOptions& options, const comm::HostComm& world,
                  const std::string& prompt_field, int64_t default_max_tokens)
-    : options_(options), world_(world) {
+    : options_(options), rank_(world.rank()) {
   if (world.rank() == 0) index_input(prompt_field, default_max_tokens);
   broadcast_record(world, &summary_);
   broadcast_record(world, &first_row_);
@@ -110,7 +110,7 @@ Session::Session(const JobOptions& options, const comm::HostComm& world,
 }
 
 Session::~Session() {
-  if (std::uncaught_exceptions() == 0 || world_.rank() != 0) return;
+  if (std::uncaught_exceptions() == 0 || rank_ != 0) return;
   if (options_.manifest.state != "running" || options_.run_dir.empty()) return;
   try {
     close_manifest("failed", -1, "ended by an error", {}, {});
@@ -387,7 +387,7 @@ bool Session::finish() {
     gather_seconds_ = seconds_since(start);
     if (mesh_->leaders.rank() == 0) warn_of_near_misses("were not read");
   }
-  return world_.all_reduce_max(stopped ? 1 : 0) == 0;
+  return mesh_->world.all_reduce_max(stopped ? 1 : 0) == 0;
 }
 
 void Session::write_output(const io::File& journal) {

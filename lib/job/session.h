@@ -114,7 +114,7 @@ class Session {
   void write_output(const io::File& journal);
 
   JobOptions options_;
-  const comm::HostComm& world_;
+  int rank_;  // in the world
   const comm::Mesh* mesh_ = nullptr;
   std::vector<SamplingFields> replica_sampling_;
   InputSummary summary_;
