@@ -1,8 +1,9 @@
-// Backend: one device. Fused ops on row-major matrices plus memory verbs; no op knows a model, a request or
-// a rank. Every op is enqueued on a stream and returns at once (CPU: runs at once); pointers inside matrices
-// and batches are device pointers unless the name starts with host_. Shapes are checked once in the backend
-// (MPINFER_CHECK), kernels trust them. Numbers: the CPU backend computes f32 over the stored weights, with a
-// summation order that is fixed per output element whatever the batch holds; it is the reference.
+// Backend: one device. Fused ops on row-major matrices plus memory verbs; no op knows a model, a
+// request or a rank. Every op is enqueued on a stream and returns at once (CPU: runs at once);
+// pointers inside matrices and batches are device pointers unless the name starts with host_.
+// Shapes are checked once in the backend (MPINFER_CHECK), kernels trust them. Numbers: the CPU
+// backend computes f32 over the stored weights, with a summation order that is fixed per output
+// element whatever the batch holds; it is the reference.
 #pragma once
 
 #include <cstdint>
@@ -36,8 +37,9 @@ struct Matrix {
   Matrix slice_cols(int64_t begin, int64_t count) const;
 };
 
-// A weight [out_features, in_features] as this backend stores it: packed once, after sharding. Code outside
-// the backend never looks into data; layout is the backend's tag (CPU: panel width, CUDA: 0 = row-major).
+// A weight [out_features, in_features] as this backend stores it: packed once, after sharding. Code
+// outside the backend never looks into data; layout is the backend's tag (CPU: panel width, CUDA: 0
+// = row-major).
 struct Weight {
   void* data = nullptr;
   DType dtype = DType::kBF16;
@@ -49,9 +51,10 @@ struct Weight {
   int32_t group_size = 0;
 };
 
-// Paged KV of one layer. Element (block, head, token, d) at base + block*block_stride + head*head_stride +
-// token*token_stride + d, in elements. Layout [block, kv_head, block_size, head_dim] for K and for V.
-// Only the backend's own ops look inside a (block, head) piece; the CPU keeps K there as [head_dim, block_size].
+// Paged KV of one layer. Element (block, head, token, d) at base + block*block_stride +
+// head*head_stride + token*token_stride + d, in elements. Layout [block, kv_head, block_size,
+// head_dim] for K and for V. Only the backend's own ops look inside a (block, head) piece; the CPU
+// keeps K there as [head_dim, block_size].
 struct KvView {
   void* k = nullptr;
   void* v = nullptr;
@@ -64,14 +67,14 @@ struct KvView {
   int32_t head_dim = 0;
 };
 
-// Rows of a mixed batch: sequence s owns rows [cu_seqlens_q[s], cu_seqlens_q[s+1]), which are the last
-// tokens of its context_lens[s] tokens. Sequences with one row (decode) come first.
+// Rows of a mixed batch: sequence s owns rows [cu_seqlens_q[s], cu_seqlens_q[s+1]), which are the
+// last tokens of its context_lens[s] tokens. Sequences with one row (decode) come first.
 struct AttentionBatch {
   int32_t num_sequences = 0;
-  int32_t num_decodes = 0;                 // leading sequences with exactly one row
-  const int32_t* cu_seqlens_q = nullptr;   // [num_sequences + 1]
-  const int32_t* context_lens = nullptr;   // [num_sequences], this step's rows included
-  const int32_t* block_table = nullptr;    // [num_sequences, block_table_stride], -1 = freed (window)
+  int32_t num_decodes = 0;                // leading sequences with exactly one row
+  const int32_t* cu_seqlens_q = nullptr;  // [num_sequences + 1]
+  const int32_t* context_lens = nullptr;  // [num_sequences], this step's rows included
+  const int32_t* block_table = nullptr;  // [num_sequences, block_table_stride], -1 = freed (window)
   int64_t block_table_stride = 0;
   std::span<const int32_t> host_cu_seqlens_q;
   std::span<const int32_t> host_context_lens;
@@ -79,18 +82,20 @@ struct AttentionBatch {
 
 struct AttentionOptions {
   float scale = 1.0F;
-  int32_t window = 0;                // a row at position i sees positions > i - window; 0 = all
-  const float* sinks = nullptr;      // [num_q_heads] logits of an extra empty key, or null
-  float softcap = 0.0F;              // logits = cap * tanh(logits / cap); 0 = off
+  int32_t window = 0;            // a row at position i sees positions > i - window; 0 = all
+  const float* sinks = nullptr;  // [num_q_heads] logits of an extra empty key, or null
+  float softcap = 0.0F;          // logits = cap * tanh(logits / cap); 0 = off
 };
 
 struct RopeView {
-  const float* cos_sin = nullptr;  // [max_positions, rotary_dim]: first half cos, second half sin; null: no rope
-  int32_t rotary_dim = 0;          // NeoX pairing: (d, d + rotary_dim / 2)
+  const float* cos_sin =
+      nullptr;  // [max_positions, rotary_dim]: first half cos, second half sin; null: no rope
+  int32_t rotary_dim = 0;  // NeoX pairing: (d, d + rotary_dim / 2)
 };
 
-// qkv rows are [num_q_heads | num_kv_heads (k) | num_kv_heads (v)] × head_dim; q is rewritten in place, k and v
-// go to the cache at slot_mapping (block * block_size + offset; -1: padding row, skipped).
+// qkv rows are [num_q_heads | num_kv_heads (k) | num_kv_heads (v)] × head_dim; q is rewritten in
+// place, k and v go to the cache at slot_mapping (block * block_size + offset; -1: padding row,
+// skipped).
 struct QkNormRopeWriteKv {
   Matrix qkv;
   const void* q_norm = nullptr;  // [head_dim] f32 or null: RMS norm per head before rope
@@ -134,8 +139,8 @@ struct LogitAdjustment {
 // logits: [rows, vocabulary] f32, changed in place.
 struct SampleBatch {
   Matrix logits;
-  const SampleRow* rows = nullptr;                  // [rows]
-  const int32_t* adjustment_offsets = nullptr;      // [rows + 1] into adjustments, or null: none
+  const SampleRow* rows = nullptr;              // [rows]
+  const int32_t* adjustment_offsets = nullptr;  // [rows + 1] into adjustments, or null: none
   const LogitAdjustment* adjustments = nullptr;
 };
 
@@ -155,7 +160,8 @@ class Backend;
 class Buffer {
  public:
   Buffer() = default;
-  Buffer(Backend* backend, void* data, int64_t bytes) : backend_(backend), data_(data), bytes_(bytes) {}
+  Buffer(Backend* backend, void* data, int64_t bytes)
+      : backend_(backend), data_(data), bytes_(bytes) {}
   Buffer(Buffer&& other) noexcept { swap(other); }
   Buffer& operator=(Buffer&& other) noexcept {
     Buffer moved(std::move(other));
@@ -191,69 +197,88 @@ class Backend {
  public:
   virtual ~Backend() = default;
 
-  virtual std::string description() const = 0;  // for the rank table: device name, UUID or SIMD target, threads
-  virtual DType activation_dtype() const = 0;   // of hidden states, KV and residual
+  virtual std::string description()
+      const = 0;  // for the rank table: device name, UUID or SIMD target, threads
+  virtual DType activation_dtype() const = 0;  // of hidden states, KV and residual
 
-  // ---- memory -------------------------------------------------------------------------------------------
+  // ---- memory
+  // -------------------------------------------------------------------------------------------
   // Throws Error(kOutOfResource) naming the bytes asked for and free.
   virtual Buffer allocate(int64_t bytes) = 0;
   // What Buffer's destructor calls, for memory of allocate and allocate_host alike; never throws.
   virtual void release(void* data, int64_t bytes) noexcept = 0;
   virtual MemoryInfo memory_info() = 0;
-  // Asynchronous for the CUDA backend when host memory is pinned (allocate_host). Ordered in the stream.
+  // Asynchronous for the CUDA backend when host memory is pinned (allocate_host). Ordered in the
+  // stream.
   virtual void upload(Stream stream, void* device, const void* host, int64_t bytes) = 0;
   virtual void download(Stream stream, void* host, const void* device, int64_t bytes) = 0;
   virtual Buffer allocate_host(int64_t bytes) = 0;  // pinned where that means something
   virtual std::unique_ptr<Event> record(Stream stream) = 0;
   virtual void wait(Stream stream, Event& event) = 0;  // later work of stream waits for event
-  virtual void synchronize() = 0;                      // start, end and errors only; never in a step
+  virtual void synchronize() = 0;  // start, end and errors only; never in a step
 
-  // ---- weights ------------------------------------------------------------------------------------------
-  // Bytes of a packed weight; then a Weight over memory of that size; then its rows, in any order and in
-  // chunks: source row i goes to row first_row + i * row_step (row_step 2 interleaves gate and up).
-  // source: [rows, in_features] of dtype source_dtype, source_stride elements apart, on the host.
+  // ---- weights
+  // ------------------------------------------------------------------------------------------
+  // Bytes of a packed weight; then a Weight over memory of that size; then its rows, in any order
+  // and in chunks: source row i goes to row first_row + i * row_step (row_step 2 interleaves gate
+  // and up). source: [rows, in_features] of dtype source_dtype, source_stride elements apart, on
+  // the host.
   virtual int64_t packed_bytes(int64_t out_features, int64_t in_features, DType dtype) const = 0;
-  virtual Weight make_weight(void* data, int64_t out_features, int64_t in_features, DType dtype) const = 0;
-  virtual void pack_rows(const Weight& weight, int64_t first_row, int64_t row_step, const void* source,
-                         DType source_dtype, int64_t rows, int64_t source_stride) = 0;
+  virtual Weight make_weight(void* data, int64_t out_features, int64_t in_features,
+                             DType dtype) const = 0;
+  virtual void pack_rows(const Weight& weight, int64_t first_row, int64_t row_step,
+                         const void* source, DType source_dtype, int64_t rows,
+                         int64_t source_stride) = 0;
 
-  // ---- ops; [rows, …] are token rows --------------------------------------------------------------------
-  // out[r] = scale * table[ids[r] - first_id], zero where the id is outside the local table (vocab-parallel).
-  virtual void embedding(Stream, const Matrix& out, const Weight& table, const int32_t* ids, int32_t first_id,
-                         float scale) = 0;
+  // ---- ops; [rows, …] are token rows
+  // -------------------------------------------------------------------- out[r] = scale *
+  // table[ids[r] - first_id], zero where the id is outside the local table (vocab-parallel).
+  virtual void embedding(Stream, const Matrix& out, const Weight& table, const int32_t* ids,
+                         int32_t first_id, float scale) = 0;
   // out = x / sqrt(mean(x²) + eps) * weight; weight [cols] f32. out may be x.
-  virtual void rms_norm(Stream, const Matrix& out, const Matrix& x, const void* weight, float eps) = 0;
+  virtual void rms_norm(Stream, const Matrix& out, const Matrix& x, const void* weight,
+                        float eps) = 0;
   // residual += scale * x; out = rms_norm(residual) * weight. Sums in f32. out may be x.
-  virtual void add_rms_norm(Stream, const Matrix& out, const Matrix& residual, const Matrix& x, float scale,
-                            const void* weight, float eps) = 0;
+  virtual void add_rms_norm(Stream, const Matrix& out, const Matrix& residual, const Matrix& x,
+                            float scale, const void* weight, float eps) = 0;
   // residual += scale * x, no norm (the last row-parallel sum of a stage).
   virtual void add(Stream, const Matrix& residual, const Matrix& x, float scale) = 0;
-  // out[rows, out_features] = a[rows, in_features] · weightᵀ + bias; bias [out_features] f32 or null.
-  virtual void gemm(Stream, const Matrix& out, const Matrix& a, const Weight& weight, const void* bias) = 0;
+  // out[rows, out_features] = a[rows, in_features] · weightᵀ + bias; bias [out_features] f32 or
+  // null.
+  virtual void gemm(Stream, const Matrix& out, const Matrix& a, const Weight& weight,
+                    const void* bias) = 0;
   virtual void qk_norm_rope_write_kv(Stream, const QkNormRopeWriteKv& args) = 0;
-  // out[rows, num_q_heads * head_dim]; q likewise, row-strided. Causal; GQA by num_q_heads / num_kv_heads.
-  virtual void attention(Stream, const Matrix& out, const Matrix& q, const KvView& kv, const AttentionBatch& batch,
-                         const AttentionOptions& options) = 0;
+  // out[rows, num_q_heads * head_dim]; q likewise, row-strided. Causal; GQA by num_q_heads /
+  // num_kv_heads.
+  virtual void attention(Stream, const Matrix& out, const Matrix& q, const KvView& kv,
+                         const AttentionBatch& batch, const AttentionOptions& options) = 0;
   // out[rows, n] = activation(gate) * up; gate_up [rows, 2n] with gate at column 2i, up at 2i + 1.
-  virtual void gated_activation(Stream, const Matrix& out, const Matrix& gate_up, Activation activation) = 0;
+  virtual void gated_activation(Stream, const Matrix& out, const Matrix& gate_up,
+                                Activation activation) = 0;
   virtual void gather_rows(Stream, const Matrix& out, const Matrix& x, const int32_t* rows) = 0;
 
-  // Greedy head: per row the largest logit of the local vocabulary and its id + first_id (ties: lowest id);
-  // logits are never materialised. out [rows].
-  virtual void lm_head_max(Stream, MaxPair* out, const Matrix& x, const Weight& weight, int32_t first_id) = 0;
+  // Greedy head: per row the largest logit of the local vocabulary and its id + first_id (ties:
+  // lowest id); logits are never materialised. out [rows].
+  virtual void lm_head_max(Stream, MaxPair* out, const Matrix& x, const Weight& weight,
+                           int32_t first_id) = 0;
   // gathered [parts, rows] from each TP rank → ids [rows]; -1 where any part saw a NaN.
-  virtual void merge_max(Stream, int32_t* ids, const MaxPair* gathered, int32_t parts, int64_t rows) = 0;
+  virtual void merge_max(Stream, int32_t* ids, const MaxPair* gathered, int32_t parts,
+                         int64_t rows) = 0;
   // logits f32 [rows, out_features] = scale * x · weightᵀ.
-  virtual void lm_head_logits(Stream, const Matrix& logits, const Matrix& x, const Weight& weight, float scale) = 0;
+  virtual void lm_head_logits(Stream, const Matrix& logits, const Matrix& x, const Weight& weight,
+                              float scale) = 0;
   // ids [rows]; -1 where a row holds a NaN.
   virtual void sample(Stream, int32_t* ids, const SampleBatch& batch) = 0;
 
   // Row slots. ids[r] = last_token[slots[r]] where slots[r] >= 0, else unchanged.
-  virtual void gather_slots(Stream, int32_t* ids, const int32_t* last_token, const int32_t* slots, int64_t rows) = 0;
+  virtual void gather_slots(Stream, int32_t* ids, const int32_t* last_token, const int32_t* slots,
+                            int64_t rows) = 0;
   // last_token[slots[r]] = ids[r].
-  virtual void scatter_slots(Stream, int32_t* last_token, const int32_t* ids, const int32_t* slots, int64_t rows) = 0;
+  virtual void scatter_slots(Stream, int32_t* last_token, const int32_t* ids, const int32_t* slots,
+                             int64_t rows) = 0;
 
-  virtual void copy(Stream, const Matrix& out, const Matrix& x) = 0;     // same shape, may convert f32/bf16/f16
+  virtual void copy(Stream, const Matrix& out,
+                    const Matrix& x) = 0;  // same shape, may convert f32/bf16/f16
   virtual void fill(Stream, const Matrix& out, float value) = 0;
   virtual void fill_bytes(Stream, void* data, int byte, int64_t bytes) = 0;
   // out += x elementwise over count elements: the sum step of host communicators.

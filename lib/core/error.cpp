@@ -19,13 +19,15 @@ std::string place(const std::source_location& where) {
 
 }  // namespace
 
-std::string Error::where() const { return place(where_); }
+std::string Error::where() const {
+  return place(where_);
+}
 
 void check_failed(const char* condition, const std::string& message, std::source_location where) {
-  throw Error(ExitCode::kInternal,
-              fmt::format("internal check failed: {}{}{}", condition,
-                          message.empty() ? "" : ": ", message),
-              where);
+  throw Error(
+      ExitCode::kInternal,
+      fmt::format("internal check failed: {}{}{}", condition, message.empty() ? "" : ": ", message),
+      where);
 }
 
 }  // namespace mpinfer

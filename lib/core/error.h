@@ -52,7 +52,8 @@ template <class To, class From>
 To checked_cast(From value, std::source_location where = std::source_location::current()) {
   static_assert(std::is_integral_v<To> && std::is_integral_v<From>);
   if (!std::in_range<To>(value)) {
-    check_failed("checked_cast", fmt::format("value {} does not fit the target type", value), where);
+    check_failed("checked_cast", fmt::format("value {} does not fit the target type", value),
+                 where);
   }
   return static_cast<To>(value);
 }
@@ -60,10 +61,10 @@ To checked_cast(From value, std::source_location where = std::source_location::c
 }  // namespace mpinfer
 
 // Stays on in release: a broken invariant of our own code ends the run with exit 70.
-#define MPINFER_CHECK(condition, ...)                                             \
-  do {                                                                            \
-    if (!(condition)) [[unlikely]] {                                              \
-      ::mpinfer::check_failed(#condition, ::fmt::format("" __VA_ARGS__),          \
-                              std::source_location::current());                   \
-    }                                                                             \
+#define MPINFER_CHECK(condition, ...)                                    \
+  do {                                                                   \
+    if (!(condition)) [[unlikely]] {                                     \
+      ::mpinfer::check_failed(#condition, ::fmt::format("" __VA_ARGS__), \
+                              std::source_location::current());          \
+    }                                                                    \
   } while (false)

@@ -16,8 +16,8 @@ void set_up_log(const LogOptions& options) {
                             "or off",
                             printable(options.level)));
   }
-  auto logger = std::make_shared<spdlog::logger>(
-      "mpinfer", std::make_shared<spdlog::sinks::stderr_sink_mt>());
+  auto logger = std::make_shared<spdlog::logger>("mpinfer",
+                                                 std::make_shared<spdlog::sinks::stderr_sink_mt>());
   logger->set_level(level);
   logger->set_error_handler([](const std::string&) {});
   if (options.json) {

@@ -1,5 +1,5 @@
-// Logging to stderr through spdlog. One call at start sets the format; a full or closed stderr never
-// ends the run (messages are dropped).
+// Logging to stderr through spdlog. One call at start sets the format; a full or closed stderr
+// never ends the run (messages are dropped).
 #pragma once
 
 #include <spdlog/spdlog.h>

@@ -1,5 +1,5 @@
-// Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011) and the keys
-// of a draw: a row's text depends on its own numbers alone, never on rank, batch or order.
+// Philox4x32-10 (Salmon et al., "Parallel Random Numbers: As Easy as 1, 2, 3", SC 2011) and the
+// keys of a draw: a row's text depends on its own numbers alone, never on rank, batch or order.
 #pragma once
 
 #include <array>
@@ -8,10 +8,10 @@
 namespace mpinfer {
 
 struct PhiloxKey {
-  uint64_t seed = 0;        // row seed if given, else run seed
-  uint64_t index = ~0ULL;   // input row, or all ones when the row has a seed of its own
-  uint32_t sample = 0;      // which of n completions
-  uint32_t position = 0;    // index of the token in the completion
+  uint64_t seed = 0;       // row seed if given, else run seed
+  uint64_t index = ~0ULL;  // input row, or all ones when the row has a seed of its own
+  uint32_t sample = 0;     // which of n completions
+  uint32_t position = 0;   // index of the token in the completion
 };
 
 inline std::array<uint32_t, 4> philox(const PhiloxKey& k) {

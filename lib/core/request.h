@@ -1,5 +1,5 @@
-// Request: one validated input row, ready for the engine. Built by job/request_builder on the replica
-// leader, carried to the replica's other ranks in the control record.
+// Request: one validated input row, ready for the engine. Built by job/request_builder on the
+// replica leader, carried to the replica's other ranks in the control record.
 #pragma once
 
 #include <cstdint>

@@ -10,8 +10,9 @@
 
 namespace mpinfer {
 
-// code is one of INTERFACE §3: invalid_json, invalid_utf8, line_too_long, invalid_param, unsupported,
-// model_mismatch, empty_prompt, prompt_too_long, template_error, tokenizer_error, kv_oom, nan_logits.
+// code is one of INTERFACE §3: invalid_json, invalid_utf8, line_too_long, invalid_param,
+// unsupported, model_mismatch, empty_prompt, prompt_too_long, template_error, tokenizer_error,
+// kv_oom, nan_logits.
 struct RowError {
   std::string code;
   std::string message;
@@ -26,8 +27,9 @@ enum class FinishReason : uint8_t { kStop, kLength };
 // null, the matched stop token id, or the matched stop string.
 using StopReason = std::variant<std::monostate, int32_t, std::string>;
 
-// What the engine hands over for a finished sequence. token_ids holds every generated id that counts
-// (a matched stop id included; ids generated after a stop string's verdict are already cut off).
+// What the engine hands over for a finished sequence. token_ids holds every generated id that
+// counts (a matched stop id included; ids generated after a stop string's verdict are already cut
+// off).
 struct Completion {
   int64_t index = 0;
   std::vector<int32_t> token_ids;

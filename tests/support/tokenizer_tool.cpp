@@ -1,6 +1,7 @@
-// tokenizer_tool DIR: JSON strings in, one a line; for each a line {"ids": [...], "special": [...], "text": ..., "shown": ...,
-// "streamed": bool} out: ids without and with special tokens, text decoded with and without special tokens, and whether the
-// streaming detokenizer gave the same. tokenizer_tool --time DIR FILE: MB/s of encoding FILE's lines in one thread.
+// tokenizer_tool DIR: JSON strings in, one a line; for each a line {"ids": [...], "special": [...],
+// "text": ..., "shown": ..., "streamed": bool} out: ids without and with special tokens, text
+// decoded with and without special tokens, and whether the streaming detokenizer gave the same.
+// tokenizer_tool --time DIR FILE: MB/s of encoding FILE's lines in one thread.
 #include <chrono>
 #include <cstdio>
 #include <fstream>
@@ -15,7 +16,8 @@ namespace {
 using mpinfer::text::Detokenizer;
 using mpinfer::text::Tokenizer;
 
-std::string streamed(const Tokenizer& tokenizer, const std::vector<int32_t>& ids, bool skip_special_tokens) {
+std::string streamed(const Tokenizer& tokenizer, const std::vector<int32_t>& ids,
+                     bool skip_special_tokens) {
   Detokenizer detokenizer(tokenizer, skip_special_tokens);
   std::string out;
   for (const int32_t id : ids) out += detokenizer.push(id);
@@ -34,9 +36,10 @@ int time_file(const char* directory, const char* path) {
   size_t tokens = 0;
   const auto start = std::chrono::steady_clock::now();
   for (const auto& line : lines) tokens += tokenizer->encode(line, false).value().size();
-  const double seconds = std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
-  std::printf("%.1f MB/s (%zu bytes, %zu tokens, %.3f s)\n", static_cast<double>(bytes) / 1e6 / seconds, bytes, tokens,
-              seconds);
+  const double seconds =
+      std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count();
+  std::printf("%.1f MB/s (%zu bytes, %zu tokens, %.3f s)\n",
+              static_cast<double>(bytes) / 1e6 / seconds, bytes, tokens, seconds);
   return 0;
 }
 

@@ -1,0 +1,34 @@
+# Sourced by the scripts beside it: places, the Python environment, and mpirun's settings.
+root_dir="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+
+# Open MPI as root and with more ranks than cores; yielding keeps oversubscribed ranks from spinning.
+export OMPI_ALLOW_RUN_AS_ROOT=1 OMPI_ALLOW_RUN_AS_ROOT_CONFIRM=1
+export OMPI_MCA_mpi_yield_when_idle=1 OMPI_MCA_rmaps_base_oversubscribe=1
+export CCACHE_DIR="${CCACHE_DIR:-$HOME/.cache/ccache}" CCACHE_BASEDIR="$root_dir" CCACHE_NOHASHDIR=1
+
+# Makes the virtual environment with what the scripts need, once.
+python_environment() {
+  local stamp="$root_dir/.venv/.packages-1"
+  [ -e "$stamp" ] && return
+  python3 -m venv "$root_dir/.venv"
+  "$root_dir/.venv/bin/pip" install --quiet --disable-pip-version-check "gguf==0.19.0" "numpy<3"
+  touch "$stamp"
+}
+
+# The demo model as a Hugging Face directory, once.
+demo_model() {
+  local model="$root_dir/models/smollm2-135m-instruct"
+  if [ ! -e "$model/tokenizer_config.json" ]; then
+    python_environment
+    "$root_dir/.venv/bin/python" "$root_dir/scripts/make_demo_model.py" "$model" --work "$root_dir/models/download"
+  fi
+}
+
+# configure_and_build PRESET [ninja targets…]
+configure_and_build() {
+  local preset="$1"
+  shift
+  (cd "$root_dir" && cmake --preset "$preset" -DCMAKE_CXX_COMPILER_LAUNCHER=ccache >"/tmp/mpinfer-cmake-$preset.log" 2>&1) ||
+    { tail -20 "/tmp/mpinfer-cmake-$preset.log"; return 1; }
+  cmake --build "$root_dir/build/$preset" -- "$@"
+}
