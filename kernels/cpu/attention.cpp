@@ -34,17 +34,18 @@ struct Scratch {
   float* sums = nullptr;    // [queries, padded head_dim]
   float* value_edge =
       nullptr;  // [kKeyTile, kPanelWidth]: last columns of V where head_dim is no multiple
-  float* row_max = nullptr;  // [queries]
-  float* row_sum = nullptr;  // [queries]
+  float* row_max = nullptr;     // [queries]
+  float* row_sum = nullptr;     // [queries]
+  float* correction = nullptr;  // [queries]: a tile's maximum, then what old sums are scaled by
 
   static int64_t floats(int64_t head_dim, int64_t queries) {
-    return queries * (head_dim + kKeyTile + round_up(head_dim, kPanelWidth) + 2) +
-           kKeyTile * (head_dim + kRowTile + kPanelWidth);
+    return queries * (head_dim + kKeyTile + round_up(head_dim, kPanelWidth) + 3) +
+           kKeyTile * (head_dim + kRowTile + kPanelWidth) + 9 * 16;
   }
   Scratch(float* at, int64_t head_dim, int64_t queries) {
     const auto take = [&at](int64_t n) {
       float* piece = at;
-      at += n;
+      at += round_up(n, 16);
       return piece;
     };
     keys = take(kKeyTile * head_dim);
@@ -55,6 +56,7 @@ struct Scratch {
     sums = take(queries * round_up(head_dim, kPanelWidth));
     row_max = take(queries);
     row_sum = take(queries);
+    correction = take(queries);
   }
 };
 
@@ -149,20 +151,27 @@ HWY_NOINLINE void score(float* scores, const float* q, const float* const* keys,
   constexpr size_t kVectors = kScoreVectors;
   Vec sums[kRows][kVectors];
   const float* at[kVectors];
+#pragma GCC unroll 8
   for (size_t v = 0; v < kVectors; ++v) {
     at[v] = keys[v];
+#pragma GCC unroll 8
     for (size_t r = 0; r < kRows; ++r) sums[r][v] = hn::Zero(kTag);
   }
   for (int64_t d = 0; d < head_dim; ++d) {
     Vec k[kVectors];
+#pragma GCC unroll 8
     for (size_t v = 0; v < kVectors; ++v) k[v] = hn::LoadU(kTag, at[v] + d * step);
+#pragma GCC unroll 8
     for (size_t r = 0; r < kRows; ++r) {
       const Vec x = hn::Set(kTag, q[r]);
+#pragma GCC unroll 8
       for (size_t v = 0; v < kVectors; ++v) sums[r][v] = hn::MulAdd(x, k[v], sums[r][v]);
     }
     q += kRows;
   }
+#pragma GCC unroll 8
   for (size_t r = 0; r < kRows; ++r) {
+#pragma GCC unroll 8
     for (size_t v = 0; v < kVectors; ++v) {
       hn::StoreU(sums[r][v], kTag,
                  scores + static_cast<int64_t>(r) * kKeyTile + static_cast<int64_t>(v) * kLanes);
@@ -187,50 +196,81 @@ void score_keys(const Scratch& s, const RowTiles& tiles, const KeyRange& range,
   }
 }
 
-// Scores → probabilities relative to the running maximum; sums and row_sum are rescaled to it.
-// visible: the keys of the range this query sees, offsets within the tile.
-void soften(const AttentionArgs& args, const Scratch& s, int64_t query, const KeyRange& range,
-            const KeyRange& visible) {
-  float* scores = s.scores + query * kKeyTile;
+// The keys of a range that the query at a position sees, as offsets [begin, end) within the tile.
+KeyRange visible_keys(const AttentionArgs& args, const KeyRange& range, int64_t position) {
+  const int64_t from = args.window == 0 ? 0 : position + 1 - args.window - range.tile;
+  const int64_t begin = HWY_MIN(HWY_MAX(range.begin, from), range.end);
+  const int64_t end = HWY_MAX(begin, HWY_MIN(range.end, position + 1 - range.tile));
+  return {.tile = range.tile, .begin = begin, .end = end};
+}
+
+// Products → logits: scale, softcap, -inf for keys that are not visible. Returns the largest.
+float logits_of(const AttentionArgs& args, float* scores, const KeyRange& range,
+                const KeyRange& visible) {
   const int64_t first = range.begin / kLanes * kLanes;
   const int64_t last = round_up(range.end, kLanes);
-  for (int64_t j = first; j < visible.begin; ++j) scores[j] = 0.0F;
-  for (int64_t j = visible.end; j < last; ++j) scores[j] = 0.0F;
-
-  const Vec cap = hn::Set(kTag, args.softcap);
-  const Vec factor = hn::Set(kTag, args.softcap > 0.0F ? args.scale / args.softcap : args.scale);
-  Vec highest = hn::Set(kTag, -HUGE_VALF);
-  for (int64_t j = first; j < last; j += kLanes) {
-    Vec x = hn::Mul(hn::LoadU(kTag, scores + j), factor);
-    if (args.softcap > 0.0F) x = hn::Mul(cap, tanh_of(x));
-    hn::StoreU(x, kTag, scores + j);
-  }
+  // Columns outside the range may hold anything, also signalling bits: replaced before they are
+  // used.
   for (int64_t j = first; j < visible.begin; ++j) scores[j] = -HUGE_VALF;
   for (int64_t j = visible.end; j < last; ++j) scores[j] = -HUGE_VALF;
+  const bool capped = args.softcap > 0.0F;
+  const Vec cap = hn::Set(kTag, args.softcap);
+  const Vec factor = hn::Set(kTag, capped ? args.scale / args.softcap : args.scale);
+  const Vec none = hn::Set(kTag, -HUGE_VALF);
+  Vec highest = none;
   for (int64_t j = first; j < last; j += kLanes) {
-    highest = hn::Max(highest, hn::LoadU(kTag, scores + j));
+    const Vec product = hn::LoadU(kTag, scores + j);
+    Vec x = hn::Mul(product, factor);
+    if (capped) x = hn::IfThenElse(hn::Eq(product, none), none, hn::Mul(cap, tanh_of(x)));
+    hn::StoreU(x, kTag, scores + j);
+    highest = hn::Max(highest, x);
   }
+  return max_of_lanes(highest);
+}
 
-  const float old_max = s.row_max[query];
-  const float new_max = HWY_MAX(old_max, max_of_lanes(highest));
-  const Vec shift = hn::Set(kTag, new_max);
+// Logits → probabilities relative to a maximum, in place; returns their sum.
+float exponents_of(float* scores, const KeyRange& range, float max) {
+  const Vec shift = hn::Set(kTag, max);
   Vec total = hn::Zero(kTag);
-  for (int64_t j = first; j < last; j += kLanes) {
+  const int64_t last = round_up(range.end, kLanes);
+  for (int64_t j = range.begin / kLanes * kLanes; j < last; j += kLanes) {
     const Vec p = exp_of(hn::Sub(hn::LoadU(kTag, scores + j), shift));
     hn::StoreU(p, kTag, scores + j);
     total = hn::Add(total, p);
   }
-  if (new_max != old_max) {
-    const Vec correction = exp_of(hn::Set(kTag, old_max - new_max));
-    s.row_sum[query] *= hn::GetLane(correction);
-    const int64_t padded = round_up(args.head_dim, kPanelWidth);
-    float* sums = s.sums + query * padded;
+  return sum_of_lanes(total);
+}
+
+// Scores of a tile → probabilities relative to the running maximum; sums and row_sum are rescaled
+// to it. In steps over all queries, so that the long dependency chains of different queries
+// overlap.
+void soften(const AttentionArgs& args, const AttentionTask& task, const Scratch& s,
+            const KeyRange& range) {
+  const int64_t queries = task.num_rows * args.group;
+  for (int64_t i = 0; i < queries; ++i) {
+    const KeyRange visible = visible_keys(args, range, task.first_position + i / args.group);
+    s.correction[i] = logits_of(args, s.scores + i * kKeyTile, range, visible);
+  }
+  for (int64_t i = 0; i < queries; i += kLanes) {
+    const Vec old_max = hn::LoadU(kTag, s.row_max + i);
+    const Vec new_max = hn::Max(old_max, hn::LoadU(kTag, s.correction + i));
+    const Vec correction = exp_of(hn::Sub(old_max, new_max));
+    hn::StoreU(new_max, kTag, s.row_max + i);
+    hn::StoreU(correction, kTag, s.correction + i);
+    hn::StoreU(hn::Mul(hn::LoadU(kTag, s.row_sum + i), correction), kTag, s.row_sum + i);
+  }
+  for (int64_t i = 0; i < queries; ++i) {
+    s.row_sum[i] += exponents_of(s.scores + i * kKeyTile, range, s.row_max[i]);
+  }
+  const int64_t padded = round_up(args.head_dim, kPanelWidth);
+  for (int64_t i = 0; i < queries; ++i) {
+    if (s.correction[i] == 1.0F) continue;
+    const Vec correction = hn::Set(kTag, s.correction[i]);
+    float* sums = s.sums + i * padded;
     for (int64_t d = 0; d < padded; d += kLanes) {
       hn::StoreU(hn::Mul(hn::LoadU(kTag, sums + d), correction), kTag, sums + d);
     }
-    s.row_max[query] = new_max;
   }
-  s.row_sum[query] += sum_of_lanes(total);
 }
 
 // The columns of V behind the last whole panel, zero-padded to one.
@@ -300,6 +340,9 @@ void start_queries(const AttentionArgs& args, const AttentionTask& task, const S
                    args.head_dim, tiles.size(t), args.head_dim);
   }
   std::memset(s.sums, 0, static_cast<size_t>(queries * padded) * sizeof(float));
+  for (int64_t i = queries; i < round_up(queries, kLanes); ++i) {
+    s.row_max[i] = s.row_sum[i] = s.correction[i] = 0.0F;  // whole vectors are computed
+  }
   for (int64_t i = 0; i < queries; ++i) {
     const bool sink = args.sinks != nullptr;
     s.row_max[i] = sink ? args.sinks[task.kv_head * args.group + i % args.group] : -3.0e38F;
@@ -346,15 +389,7 @@ void attention(const AttentionArgs& args, const AttentionTask& task, float* scra
       fetch_keys(args, task, {.tile = next, .begin = 0, .end = HWY_MIN(end - next, kKeyTile)});
     }
     if (whole < args.head_dim) load_value_edge(args, task, range, whole, s.value_edge);
-    for (int64_t i = 0; i < queries; ++i) {
-      const int64_t position = task.first_position + i / args.group;
-      const int64_t from = args.window == 0 ? 0 : position + 1 - args.window - tile;
-      const int64_t first = HWY_MIN(HWY_MAX(range.begin, from), range.end);
-      soften(args, s, i, range,
-             {.tile = tile,
-              .begin = first,
-              .end = HWY_MAX(first, HWY_MIN(range.end, position + 1 - tile))});
-    }
+    soften(args, task, s, range);
     for (int64_t t = 0; t < tiles.count(); ++t) {
       pack_rows_of_a(s.p, s.scores + tiles.begin(t) * kKeyTile + range.begin, kKeyTile,
                      tiles.size(t), range.end - range.begin);

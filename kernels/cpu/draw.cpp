@@ -62,24 +62,49 @@ double block_sums(const float* w, int64_t n, std::vector<double>& masses) {
   return total;
 }
 
-// Zeroes the weights that top_p drops.
+// From the top bin down, the bin in which the mass reaches wanted; mass then holds what lies above
+// it. Where rounding hides the crossing, the lowest bin that is not empty.
+int64_t crossing_bin(const std::vector<double>& masses, double wanted, double& mass) {
+  double above = mass;
+  int64_t last = 0;
+  for (int64_t bin = kBins - 1; bin >= 0; --bin) {
+    const double here = masses[static_cast<size_t>(bin)];
+    if (here <= 0.0) continue;
+    above = mass;
+    last = bin;
+    if (mass + here >= wanted) return bin;
+    mass += here;
+  }
+  mass = above;
+  return last;
+}
+
+// Keeps of scratch.ids those whose weights fall into the crossing bin by bits [shift, shift + 12).
+void refine(const float* w, int shift, double wanted, double& mass, DrawScratch& scratch) {
+  const auto bin = [w, shift](int32_t id) {
+    return static_cast<size_t>((ordered_key(w[id]) >> shift) % kBins);
+  };
+  scratch.masses.assign(kBins, 0.0);
+  for (const int32_t id : scratch.ids) scratch.masses[bin(id)] += static_cast<double>(w[id]);
+  const auto crossing = static_cast<size_t>(crossing_bin(scratch.masses, wanted, mass));
+  std::erase_if(scratch.ids, [&](int32_t id) { return bin(id) != crossing; });
+}
+
+// Zeroes the weights that top_p drops. Radix selection: no sort of the vocabulary.
 void keep_top_p(float* w, int64_t n, double wanted, DrawScratch& scratch) {
   scratch.masses.assign(kBins, 0.0);
   for (int64_t i = 0; i < n; ++i) {
-    if (w[i] > 0.0F) scratch.masses[static_cast<size_t>(bin_of(w[i]))] += static_cast<double>(w[i]);
+    scratch.masses[static_cast<size_t>(bin_of(w[i]))] += static_cast<double>(w[i]);
   }
   double mass = 0.0;
-  int64_t bin = kBins - 1;
-  const int64_t lowest = bin_of(0.0F);
-  while (bin > lowest && mass + scratch.masses[static_cast<size_t>(bin)] < wanted) {
-    mass += scratch.masses[static_cast<size_t>(bin)];
-    --bin;
-  }
+  const int64_t bin = crossing_bin(scratch.masses, wanted, mass);
   scratch.ids.clear();
   for (int64_t i = 0; i < n; ++i) {
     if (w[i] > 0.0F && bin_of(w[i]) == bin) scratch.ids.push_back(static_cast<int32_t>(i));
   }
-  if (scratch.ids.empty()) return;  // rounding left less mass than wanted: all survive
+  constexpr size_t kSortable = 256;
+  if (scratch.ids.size() > kSortable) refine(w, kBinShift - 12, wanted, mass, scratch);
+  if (scratch.ids.size() > kSortable) refine(w, 0, wanted, mass, scratch);
   std::sort(scratch.ids.begin(), scratch.ids.end(),
             [w](int32_t a, int32_t b) { return w[a] != w[b] ? w[a] > w[b] : a < b; });
   size_t kept = 0;

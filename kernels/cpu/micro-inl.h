@@ -66,7 +66,9 @@ template <class Rows, size_t kRows, size_t kPanels>
 HWY_NOINLINE void micro(const MicroArgs& args) {
   Vec low[kPanels][kRows];
   Vec high[kPanels][kRows];
+#pragma GCC unroll 16
   for (size_t p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 16
     for (size_t r = 0; r < kRows; ++r) {
       const float* c =
           args.c + static_cast<int64_t>(r) * args.c_stride + static_cast<int64_t>(p) * kPanelWidth;
@@ -80,10 +82,12 @@ HWY_NOINLINE void micro(const MicroArgs& args) {
   const char* ahead = args.ahead == nullptr ? static_cast<const char*>(args.b) : args.ahead;
   const int64_t ahead_step = args.ahead == nullptr ? 0 : args.ahead_step;
   for (int64_t k = args.depth; k > 0; --k) {
+#pragma GCC unroll 16
     for (size_t p = 0; p < kPanels; ++p) {
       Vec b_low;
       Vec b_high;
       Rows::load(b + static_cast<int64_t>(p) * panel_step, b_low, b_high);
+#pragma GCC unroll 16
       for (size_t r = 0; r < kRows; ++r) {
         const Vec x = hn::Set(kTag, a[r]);
         low[p][r] = hn::MulAdd(x, b_low, low[p][r]);
@@ -95,7 +99,9 @@ HWY_NOINLINE void micro(const MicroArgs& args) {
     a += kRows;
     b += args.b_step;
   }
+#pragma GCC unroll 16
   for (size_t p = 0; p < kPanels; ++p) {
+#pragma GCC unroll 16
     for (size_t r = 0; r < kRows; ++r) {
       float* c =
           args.c + static_cast<int64_t>(r) * args.c_stride + static_cast<int64_t>(p) * kPanelWidth;
@@ -126,36 +132,43 @@ template <class Rows>
 inline constexpr std::array<MicroFunction, kRowTile> kMicroMany =
     micro_table<Rows, true>(std::make_index_sequence<kRowTile>());
 
-// rows <= kRowTile rows of a → packed [depth][rows], by 4 × 4 transposes.
-HWY_INLINE void pack_rows_of_a(float* HWY_RESTRICT packed, const float* HWY_RESTRICT a,
-                               int64_t stride, int64_t rows, int64_t depth) {
+// Four rows → columns [r, r + 4) of packed [depth][rows] by 4 × 4 transposes. Where width < 4, the
+// rest of a store spills into the next step's first columns, which must be written later; the last
+// step spills nothing.
+HWY_INLINE void pack_four(float* HWY_RESTRICT packed, const float* const* a, int64_t rows,
+                          int64_t width, int64_t depth) {
   const hn::FixedTag<float, 4> four;
   const hn::FixedTag<double, 2> pair;
-  int64_t r = 0;
-  for (; r + 4 <= rows; r += 4) {
-    const float* row = a + r * stride;
-    int64_t k = 0;
-    for (; k + 4 <= depth; k += 4) {
-      const auto r0 = hn::LoadU(four, row + k);
-      const auto r1 = hn::LoadU(four, row + stride + k);
-      const auto r2 = hn::LoadU(four, row + 2 * stride + k);
-      const auto r3 = hn::LoadU(four, row + 3 * stride + k);
-      const auto a01 = hn::BitCast(pair, hn::InterleaveLower(four, r0, r1));
-      const auto a23 = hn::BitCast(pair, hn::InterleaveLower(four, r2, r3));
-      const auto b01 = hn::BitCast(pair, hn::InterleaveUpper(four, r0, r1));
-      const auto b23 = hn::BitCast(pair, hn::InterleaveUpper(four, r2, r3));
-      float* to = packed + k * rows + r;
-      hn::StoreU(hn::BitCast(four, hn::InterleaveLower(pair, a01, a23)), four, to);
-      hn::StoreU(hn::BitCast(four, hn::InterleaveUpper(pair, a01, a23)), four, to + rows);
-      hn::StoreU(hn::BitCast(four, hn::InterleaveLower(pair, b01, b23)), four, to + 2 * rows);
-      hn::StoreU(hn::BitCast(four, hn::InterleaveUpper(pair, b01, b23)), four, to + 3 * rows);
-    }
-    for (; k < depth; ++k) {
-      for (int64_t i = 0; i < 4; ++i) packed[k * rows + r + i] = row[i * stride + k];
-    }
+  const int64_t end = width == 4 ? depth : depth - 1;
+  int64_t k = 0;
+  for (; k + 4 <= end; k += 4) {
+    const auto r0 = hn::LoadU(four, a[0] + k);
+    const auto r1 = hn::LoadU(four, a[1] + k);
+    const auto r2 = hn::LoadU(four, a[2] + k);
+    const auto r3 = hn::LoadU(four, a[3] + k);
+    const auto a01 = hn::BitCast(pair, hn::InterleaveLower(four, r0, r1));
+    const auto a23 = hn::BitCast(pair, hn::InterleaveLower(four, r2, r3));
+    const auto b01 = hn::BitCast(pair, hn::InterleaveUpper(four, r0, r1));
+    const auto b23 = hn::BitCast(pair, hn::InterleaveUpper(four, r2, r3));
+    float* to = packed + k * rows;
+    hn::StoreU(hn::BitCast(four, hn::InterleaveLower(pair, a01, a23)), four, to);
+    hn::StoreU(hn::BitCast(four, hn::InterleaveUpper(pair, a01, a23)), four, to + rows);
+    hn::StoreU(hn::BitCast(four, hn::InterleaveLower(pair, b01, b23)), four, to + 2 * rows);
+    hn::StoreU(hn::BitCast(four, hn::InterleaveUpper(pair, b01, b23)), four, to + 3 * rows);
   }
-  for (; r < rows; ++r) {
-    for (int64_t k = 0; k < depth; ++k) packed[k * rows + r] = a[r * stride + k];
+  for (; k < depth; ++k) {
+    for (int64_t i = 0; i < width; ++i) packed[k * rows + i] = a[i][k];
+  }
+}
+
+// rows <= kRowTile rows of a → packed [depth][rows]; the last, narrow group first (see pack_four).
+HWY_INLINE void pack_rows_of_a(float* packed, const float* a, int64_t stride, int64_t rows,
+                               int64_t depth) {
+  for (int64_t r = (rows - 1) / 4 * 4; r >= 0; r -= 4) {
+    const int64_t width = HWY_MIN(rows - r, int64_t{4});
+    const float* group[4];
+    for (int64_t i = 0; i < 4; ++i) group[i] = a + (r + HWY_MIN(i, width - 1)) * stride;
+    pack_four(packed + r, group, rows, width, depth);
   }
 }
 

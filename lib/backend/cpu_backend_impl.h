@@ -7,6 +7,7 @@
 #include "kernels/cpu/draw.h"
 #include "kernels/cpu/thread_pool.h"
 #include "lib/backend/cpu_backend.h"
+#include "lib/backend/host_memory.h"
 
 namespace mpinfer::backend {
 
@@ -68,7 +69,7 @@ class CpuBackend final : public Backend {
 
  private:
   struct ThreadMemory {
-    std::vector<float> floats;
+    ScratchFloats floats;
     std::vector<int32_t> ids;
     std::vector<uint8_t> flags;
     kernels::cpu::DrawScratch draw;
@@ -90,7 +91,7 @@ class CpuBackend final : public Backend {
   kernels::cpu::KernelTable kernels_;
   kernels::cpu::ThreadPool pool_;
   std::vector<ThreadMemory> memory_;  // one a thread
-  std::vector<float> packed_a_;
+  ScratchFloats packed_a_;
   std::vector<kernels::cpu::AttentionTask> tasks_;
 };
 

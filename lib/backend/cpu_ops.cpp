@@ -152,15 +152,12 @@ int64_t CpuBackend::rows_at_once(int64_t rows, int64_t depth) const {
 }
 
 void CpuBackend::grow_floats(int64_t floats) {
-  for (ThreadMemory& memory : memory_) {
-    if (std::ssize(memory.floats) < floats) memory.floats.resize(static_cast<size_t>(floats));
-  }
+  for (ThreadMemory& memory : memory_) memory.floats.grow(floats);
 }
 
 const float* CpuBackend::pack(const Matrix& a) {
   const cpu::RowTiles tiles = {.rows = a.rows, .row_tile = kernels_.row_tile};
-  const auto floats = static_cast<size_t>(a.rows * a.cols);
-  if (packed_a_.size() < floats) packed_a_.resize(floats);
+  packed_a_.grow(a.rows * a.cols);
   for_rows(tiles.count(), tiles.row_tile * a.cols, [&](int64_t begin, int64_t end) {
     for (int64_t t = begin; t < end; ++t) {
       kernels_.pack_a(packed_a_.data() + tiles.begin(t) * a.cols, a.row<float>(tiles.begin(t)),
@@ -345,7 +342,7 @@ void CpuBackend::max_of_rows(MaxPair* out, const cpu::GemmArgs& args, int32_t fi
   const auto lanes = static_cast<size_t>(args.rows * width);
   grow_floats(scratch + args.rows * width);
   for (ThreadMemory& memory : memory_) {
-    std::fill_n(memory.floats.begin() + scratch, lanes, kLowest);
+    std::fill_n(memory.floats.data() + scratch, lanes, kLowest);
     memory.ids.assign(lanes, kNoId);
     memory.flags.assign(static_cast<size_t>(args.rows), 0);
   }
@@ -365,7 +362,7 @@ void CpuBackend::max_of_rows(MaxPair* out, const cpu::GemmArgs& args, int32_t fi
     for (const ThreadMemory& memory : memory_) {
       has_nan = has_nan || memory.flags[static_cast<size_t>(r)] != 0;
       for (int64_t j = r * width; j < (r + 1) * width; ++j) {
-        const float value = memory.floats[static_cast<size_t>(scratch + j)];
+        const float value = memory.floats.data()[scratch + j];
         const int32_t id = memory.ids[static_cast<size_t>(j)];
         if (id != kNoId && better(value, id, best)) best = {.value = value, .id = id};
       }

@@ -71,4 +71,13 @@ void release_host_memory(void* data) noexcept {
   std::free(data);
 }
 
+void ScratchFloats::grow(int64_t floats) {
+  if (floats <= size_) return;
+  release_host_memory(data_);
+  data_ = nullptr;
+  size_ = 0;
+  data_ = static_cast<float*>(allocate_host_memory(floats * int64_t{sizeof(float)}));
+  size_ = floats;
+}
+
 }  // namespace mpinfer::backend

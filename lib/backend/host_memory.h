@@ -13,4 +13,19 @@ MemoryInfo host_memory_info();
 void* allocate_host_memory(int64_t bytes);
 void release_host_memory(void* data) noexcept;
 
+// Scratch floats at a cache-line boundary; growing forgets what was there.
+class ScratchFloats {
+ public:
+  ScratchFloats() = default;
+  ScratchFloats(const ScratchFloats&) = delete;
+  ScratchFloats& operator=(const ScratchFloats&) = delete;
+  ~ScratchFloats() { release_host_memory(data_); }
+  void grow(int64_t floats);
+  float* data() const { return data_; }
+
+ private:
+  float* data_ = nullptr;
+  int64_t size_ = 0;
+};
+
 }  // namespace mpinfer::backend

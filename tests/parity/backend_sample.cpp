@@ -293,6 +293,31 @@ TEST_CASE("draws over a large vocabulary equal a full sort in double precision")
   }
 }
 
+TEST_CASE("flat logits: every filter on thousands of equal and nearly equal weights") {
+  for (const Maker& maker : makers()) {
+    const auto backend = maker.make();
+    CAPTURE(maker.name);
+    const std::vector<float> equal(20000, 1.25F);
+    // Of equals the lower ids: the first half survives.
+    for (uint32_t position = 0; position < 20; ++position) {
+      const SampleRow row = {.temperature = 1.0F, .top_p = 0.5F, .position = position};
+      const int32_t id = sample_one(*backend, equal, row);
+      CHECK(id == reference(equal, row));
+      CHECK(id < 10000);
+    }
+    CHECK(sample_one(*backend, equal, {.temperature = 1.0F, .top_p = 1e-9F}) == 0);
+    Random random(33);
+    const auto flat = random_floats(random, 20000, 1e-3F);
+    for (uint32_t position = 0; position < 20; ++position) {
+      const SampleRow row = {.temperature = 1.0F,
+                             .top_p = 0.1F + 0.04F * static_cast<float>(position),
+                             .top_k = position % 2 == 0 ? 0 : 15000,
+                             .position = position};
+      CHECK(std::abs(sample_one(*backend, flat, row) - reference(flat, row)) <= 2);
+    }
+  }
+}
+
 TEST_CASE("every word of the key changes the draw") {
   const auto backend = make_cpu_backend({});
   Random random(32);
