@@ -1,0 +1,16 @@
+# One ctest entry a case of run.py. Needs python3 and the program itself.
+find_package(Python3 COMPONENTS Interpreter)
+if(TARGET mpinfer AND Python3_FOUND)
+  file(GLOB e2e_commands CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/e2e/*/cmd")
+  set(e2e_cases refusals stdout)
+  foreach(command IN LISTS e2e_commands)
+    get_filename_component(folder "${command}" DIRECTORY)
+    get_filename_component(case "${folder}" NAME)
+    list(APPEND e2e_cases ${case})
+  endforeach()
+  foreach(case IN LISTS e2e_cases)
+    add_test(NAME e2e_${case} COMMAND Python3::Interpreter "${CMAKE_CURRENT_SOURCE_DIR}/e2e/run.py"
+      --binary $<TARGET_FILE:mpinfer> ${case})
+    set_tests_properties(e2e_${case} PROPERTIES TIMEOUT 900)
+  endforeach()
+endif()
