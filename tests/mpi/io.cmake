@@ -1,0 +1,6 @@
+if(EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/support/mpi_main.cpp")
+  mpinfer_test(io_mpi
+    SOURCES support/mpi_main.cpp mpi/io/exchange_test.cpp
+    LINKS mpinfer_io
+    RANKS 1 2 4)
+endif()
