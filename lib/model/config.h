@@ -27,8 +27,8 @@ struct RopeConfig {
   bool truncate = true;           // yarn: correction range rounded to whole dimensions
   double attention_factor = 1.0;  // multiplies cos and sin
   int64_t original_max_positions = 0;
-  std::vector<float> short_factor;  // longrope, [rotary_dim / 2]: contexts up to the original
-  std::vector<float> long_factor;   // longrope: longer ones
+  std::vector<float> short_factor = {};  // longrope, [rotary_dim / 2]: contexts up to the original
+  std::vector<float> long_factor = {};   // longrope: longer ones
 };
 
 // Layers whose KV lives in one pool with one block table: full attention, or a sliding window.
