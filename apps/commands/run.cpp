@@ -161,8 +161,9 @@ void print_start(const comm::HostComm& world, const comm::Mesh& mesh, const plan
                plan.memory.max_model_len, plan.memory.max_num_seqs);
   const job::InputSummary& input = session.input();
   if (input.num_without_max_tokens > 0 && input.num_rows > 0) {
-    spdlog::info("{} rows have no max_tokens of their own",
-                 io::with_thousands(input.num_without_max_tokens));
+    spdlog::info("{} rows have no max_tokens: up to {} tokens each unless a default says less",
+                 io::with_thousands(input.num_without_max_tokens),
+                 io::with_thousands(plan.memory.max_model_len));
   }
   if (!session.first_line().empty()) spdlog::info("first row: {}", printable(session.first_line()));
 }

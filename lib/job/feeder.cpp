@@ -5,7 +5,7 @@
 namespace mpinfer::job {
 
 Feeder::Feeder(const FeederOptions& options, const std::vector<io::Row>& rows,
-               std::function<std::optional<RowRange>()> next_range, const io::InputLines& input,
+               std::function<NextRange()> next_range, const io::InputLines& input,
                const RequestBuilder& builder, ResultWriter& results, std::function<bool()> on_turn)
     : options_(options),
       rows_(rows),
@@ -30,19 +30,16 @@ Feeder::~Feeder() {
   for (std::thread& thread : threads_) thread.join();
 }
 
-// Keeps at least half of the queue's room in rows not yet taken, so that the next block is there
-// before it is needed. Called with the lock held.
+// Called with the lock held.
 void Feeder::take_ranges() {
-  while (!closed_ && untaken_ < options_.max_ready_rows / 2) {
-    const auto range = next_range_();
-    if (!range) {
-      closed_ = true;
-      break;
-    }
-    if (range->begin == range->end) continue;
-    ranges_.push_back(*range);
-    untaken_ += range->end - range->begin;
-    num_rows_ += range->end - range->begin;
+  while (!closed_ && untaken_ + next_ticket_ - next_delivery_ < options_.few_rows) {
+    const NextRange next = next_range_();
+    closed_ = next.closed;
+    const int64_t count = next.range.end - next.range.begin;
+    if (count == 0) return;
+    ranges_.push_back(next.range);
+    untaken_ += count;
+    num_rows_ += count;
   }
 }
 

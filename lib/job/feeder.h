@@ -29,18 +29,24 @@ struct RowRange {
   int64_t end = 0;
 };
 
+struct NextRange {
+  RowRange range;       // empty: none now
+  bool closed = false;  // there will be no more
+};
+
 struct FeederOptions {
   int threads = 1;
+  int64_t few_rows = 32;               // below this many at hand, more are asked for
   int64_t max_ready_rows = 2048;       // tokenised or being tokenised
   int64_t max_ready_tokens = 1 << 22;  // 16 MiB of ids
 };
 
 class Feeder : public engine::RequestSource {
  public:
-  // next_range: called on the main thread when rows run short; empty: there are no more. on_turn:
+  // next_range: called on the main thread when few rows are left. on_turn:
   // called on the main thread at every turn of the engine, must be cheap. Everything is borrowed.
   Feeder(const FeederOptions& options, const std::vector<io::Row>& rows,
-         std::function<std::optional<RowRange>()> next_range, const io::InputLines& input,
+         std::function<NextRange()> next_range, const io::InputLines& input,
          const RequestBuilder& builder, ResultWriter& results, std::function<bool()> on_turn);
   ~Feeder() override;
 
@@ -56,7 +62,7 @@ class Feeder : public engine::RequestSource {
 
   FeederOptions options_;
   const std::vector<io::Row>& rows_;
-  std::function<std::optional<RowRange>()> next_range_;
+  std::function<NextRange()> next_range_;
   const io::InputLines& input_;
   const RequestBuilder& builder_;
   ResultWriter& results_;

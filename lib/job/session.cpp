@@ -1,10 +1,6 @@
 #include "lib/job/session.h"
 
-#include <unistd.h>
-
 #include <algorithm>
-#include <charconv>
-#include <cmath>
 #include <exception>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -12,8 +8,8 @@
 
 #include "lib/core/error.h"
 #include "lib/core/log.h"
-#include "lib/io/ordered_writer.h"
 #include "lib/job/json_text.h"
+#include "lib/job/output.h"
 #include "lib/job/stop_strings.h"
 
 namespace mpinfer::job {
@@ -61,44 +57,7 @@ InputSummary summary_of(const io::InputIndex& index) {
   return summary;
 }
 
-// The answer of --prompt: its text, ended by a newline.
-void print_answer(std::string_view line) {
-  const auto json = nlohmann::json::parse(line);
-  if (!json.at("error").is_null()) {
-    spdlog::error("{}", json.at("error").at("message").get<std::string>());
-    return;
-  }
-  std::string text;
-  if (json.at("output").is_string()) {
-    text = json.at("output").get<std::string>();
-  } else {
-    text = json.at("output_token_ids").dump();
-  }
-  io::write_all(io::File(STDOUT_FILENO, "standard output"), text + "\n");
-}
-
 }  // namespace
-
-int64_t ErrorBudget::rows_of(int64_t num_rows) const {
-  if (!percent) return static_cast<int64_t>(value);
-  return static_cast<int64_t>(std::floor(value / 100.0 * static_cast<double>(num_rows)));
-}
-
-ErrorBudget error_budget(const std::string& text, const char* name) {
-  std::string_view digits = text;
-  ErrorBudget budget;
-  budget.percent = digits.ends_with('%');
-  if (budget.percent) digits.remove_suffix(1);
-  const auto parsed = std::from_chars(digits.data(), digits.data() + digits.size(), budget.value);
-  const bool whole = parsed.ec == std::errc{} && parsed.ptr == digits.data() + digits.size();
-  const bool integral = budget.percent || budget.value == std::floor(budget.value);
-  if (!whole || !integral || budget.value < 0 || (budget.percent && budget.value > 100)) {
-    throw Error(ExitCode::kUsage,
-                fmt::format("{} {}: give a number of rows or a percentage, 5 or 2%", name,
-                            printable(text)));
-  }
-  return budget;
-}
 
 Session::Session(const JobOptions& options, const comm::HostComm& world,
                  const std::string& prompt_field, int64_t default_max_tokens)
@@ -262,19 +221,22 @@ void Session::open_journal() {
   journal_ = std::make_unique<io::JournalWriter>(std::move(file), journal_options, header.dump());
 }
 
-std::optional<RowRange> Session::next_range() {
-  if (next_block_ < 0) return std::nullopt;
+NextRange Session::next_range(const engine::Engine& engine) {
+  constexpr int64_t kFewWaiting = 32;
+  if (next_block_ < 0) return {.range = {}, .closed = true};
   if (options_.partition != io::PartitionPolicy::kDynamic) {
     next_block_ = -1;
-    return RowRange{0, static_cast<int64_t>(rows_.size())};
+    return {.range = {0, static_cast<int64_t>(rows_.size())}};
   }
+  // A block claimed too early is one that a faster replica cannot take.
+  if (engine.progress().num_waiting > kFewWaiting) return {};
   const auto block = static_cast<size_t>(next_block_);
   if (block + 1 >= starts_.size()) {
     next_block_ = -1;
-    return std::nullopt;
+    return {.range = {}, .closed = true};
   }
   next_block_ = mesh_->layout.dp + counter_->fetch_and_add(1);
-  return RowRange{starts_[block], starts_[block + 1]};
+  return {.range = {starts_[block], starts_[block + 1]}};
 }
 
 engine::EngineStats Session::generate(engine::Engine& engine, const BuilderOptions& builder,
@@ -299,8 +261,8 @@ engine::EngineStats Session::generate(engine::Engine& engine, const BuilderOptio
   FeederOptions feeder_options;
   feeder_options.threads = options_.feeder_threads;
   feeder_ = std::make_unique<Feeder>(
-      feeder_options, rows_, [this] { return next_range(); }, *lines_, *builder_, *results_,
-      [this, &engine] { return on_turn(&engine); });
+      feeder_options, rows_, [this, &engine] { return next_range(engine); }, *lines_, *builder_,
+      *results_, [this, &engine] { return on_turn(&engine); });
   if (mesh_->leaders.rank() == 0) {
     line_ = std::make_unique<io::ProgressLine>(options_.progress, summary_.num_rows);
   }
@@ -383,31 +345,15 @@ bool Session::finish() {
     const int64_t done = mesh_->leaders.all_reduce_sum(counts_.num_answered + counts_.num_failed);
     stopped = done < summary_.num_rows && progress_->stop_requested();
     stopped = mesh_->leaders.all_reduce_max(stopped ? 1 : 0) == 1;
-    if (!stopped) write_output(journal);
+    if (!stopped) {
+      write_output(
+          mesh_->leaders, journal,
+          {.path = options_.output, .first_row = first_row_, .num_rows = summary_.num_rows});
+    }
     gather_seconds_ = seconds_since(start);
     if (mesh_->leaders.rank() == 0) warn_of_near_misses("were not read");
   }
   return mesh_->world.all_reduce_max(stopped ? 1 : 0) == 0;
-}
-
-void Session::write_output(const io::File& journal) {
-  const io::JournalContents contents = io::read_journal(journal);
-  std::vector<io::StoredResult> results;
-  results.reserve(contents.records.size());
-  for (const io::JournalRecord& record : contents.records) {
-    results.push_back({.row = record.row, .offset = record.offset, .length = record.length});
-  }
-  const io::GatherOptions gather{.first_row = first_row_, .num_rows = summary_.num_rows};
-  const bool root = mesh_->leaders.rank() == 0;
-  if (options_.prompt && options_.output.empty()) {
-    io::gather_results(mesh_->leaders, journal, std::move(results), gather, print_answer);
-    return;
-  }
-  std::unique_ptr<io::OrderedWriter> writer;
-  if (root) writer = std::make_unique<io::OrderedWriter>(options_.output);
-  io::gather_results(mesh_->leaders, journal, std::move(results), gather,
-                     [&](std::string_view line) { writer->write_line(line); });
-  if (root) writer->finish();
 }
 
 void Session::close_manifest(const std::string& state, int exit_code, const std::string& reason,

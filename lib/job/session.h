@@ -19,21 +19,13 @@
 #include "lib/io/manifest.h"
 #include "lib/io/partition.h"
 #include "lib/io/progress.h"
+#include "lib/job/error_budget.h"
 #include "lib/job/feeder.h"
 #include "lib/job/request_builder.h"
 #include "lib/job/result_writer.h"
 #include "lib/text/tokenizer.h"
 
 namespace mpinfer::job {
-
-// "5" rows, or "2%" of them.
-struct ErrorBudget {
-  double value = 0.0;
-  bool percent = false;
-  int64_t rows_of(int64_t num_rows) const;
-};
-// name: the flag, for the message. Throws Error(kUsage).
-ErrorBudget error_budget(const std::string& text, const char* name);
 
 struct JobOptions {
   std::vector<std::string> input = {};
@@ -107,11 +99,10 @@ class Session {
   void warn_of_near_misses(const char* when) const;
   void begin_manifest(const std::string& layout);
   void open_journal();
-  std::optional<RowRange> next_range();
+  NextRange next_range(const engine::Engine& engine);
   bool on_turn(const engine::Engine* engine);
   void report_progress(const engine::Engine* engine, bool last);
   void wait_for_leaders();
-  void write_output(const io::File& journal);
 
   JobOptions options_;
   int rank_;  // in the world

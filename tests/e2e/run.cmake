@@ -2,7 +2,7 @@
 find_package(Python3 COMPONENTS Interpreter)
 if(TARGET mpinfer AND Python3_FOUND)
   file(GLOB e2e_commands CONFIGURE_DEPENDS "${CMAKE_CURRENT_SOURCE_DIR}/e2e/*/cmd")
-  set(e2e_cases refusals stdout)
+  set(e2e_cases refusals stdout full-disk closed-stderr)
   foreach(command IN LISTS e2e_commands)
     get_filename_component(folder "${command}" DIRECTORY)
     get_filename_component(case "${folder}" NAME)

@@ -14,8 +14,10 @@ import json
 import os
 import pathlib
 import re
+import resource
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -68,12 +70,21 @@ def write_input(folder, work):
     return target
 
 
-def launch(binary, ranks, launcher, arguments, work, timeout=240):
+def limit_file_size(limit):
+    """Files of the child may not grow beyond limit bytes: a full disk without a disk."""
+    def prepare():
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))
+    return prepare
+
+
+def launch(binary, ranks, launcher, arguments, work, timeout=240, **popen):
     command = [binary, *arguments]
     if ranks > 1:
         command = ["mpirun", "-n", str(ranks), "--oversubscribe", *shlex.split(launcher), *command]
     environment = {**os.environ, **ENVIRONMENT}
-    return subprocess.run(command, cwd=work, env=environment, capture_output=True, timeout=timeout)
+    return subprocess.run(command, cwd=work, env=environment, timeout=timeout,
+                          **{"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, **popen})
 
 
 def matches(expected, actual):
@@ -215,13 +226,45 @@ def run_stdout(binary):
             raise Failure(f"files were left: {list(work.iterdir())}")
 
 
-SPECIAL = {"refusals": run_refusals, "stdout": run_stdout}
+def run_full_disk(binary):
+    """No room for the journal: exit code 6, the old output stays, no temporary is left."""
+    with tempfile.TemporaryDirectory(prefix="mpinfer-e2e-") as name:
+        work = pathlib.Path(name)
+        row = {"prompt": "ab", "max_tokens": 2, "ignore_eos": True, "data": "x" * 200_000}
+        (work / "in.jsonl").write_text((json.dumps(row) + "\n") * 300)
+        (work / "out.jsonl").write_text("old\n")
+        arguments = ["run", "--model", str(GOLDEN / DEFAULTS["model"]), "-i", "in.jsonl", "-o", "out.jsonl", "--overwrite"]
+        # Open MPI has files of its own, of a few MiB.
+        done = launch(binary, 1, "", arguments, work, preexec_fn=limit_file_size(40_000_000))
+        log = done.stderr.decode(errors="replace")
+        if done.returncode != 6 or "File too large" not in log:
+            raise Failure(f"exit code {done.returncode}\n{log}")
+        state = json.loads((work / "out.jsonl.run/manifest.json").read_text())["state"]
+        if state != "failed" or (work / "out.jsonl").read_text() != "old\n" or list(work.glob("*.tmp")):
+            raise Failure(f"{state}: {sorted(path.name for path in work.iterdir())}")
+
+
+def run_closed_stderr(binary):
+    """A closed stderr changes nothing, and no file gets its number."""
+    with tempfile.TemporaryDirectory(prefix="mpinfer-e2e-") as name:
+        work = pathlib.Path(name)
+        (work / "in.jsonl").write_text('{"prompt": "ab", "max_tokens": 3}\nbad\n' * 20)
+        arguments = ["run", "--model", str(GOLDEN / DEFAULTS["model"]), "-i", "in.jsonl", "-o", "out.jsonl",
+                     "--progress", "bar"]
+        done = launch(binary, 1, "", arguments, work, preexec_fn=lambda: os.close(2))
+        rows = [json.loads(line) for line in (work / "out.jsonl").read_text().splitlines()]
+        if done.returncode != 3 or len(rows) != 40:
+            raise Failure(f"closed stderr: exit code {done.returncode}, {len(rows)} rows")
+
+
+SPECIAL = {"refusals": run_refusals, "stdout": run_stdout, "full-disk": run_full_disk,
+           "closed-stderr": run_closed_stderr}
 
 
 def main():
     parser = argparse.ArgumentParser()
     parser.add_argument("--binary", required=True)
-    parser.add_argument("cases", nargs="*", help="folders, refusals, stdout; none: all")
+    parser.add_argument("cases", nargs="*", help="folders or the special ones; none: all")
     options = parser.parse_args()
     binary = str(pathlib.Path(options.binary).resolve())
     names = options.cases or sorted(path.parent.name for path in HERE.glob("*/cmd")) + sorted(SPECIAL)

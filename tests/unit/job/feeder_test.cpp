@@ -7,6 +7,7 @@
 
 #include "lib/core/error.h"
 #include "lib/io/index.h"
+#include "lib/job/error_budget.h"
 #include "tests/support/catch.h"
 #include "tests/unit/io/temporary_directory.h"
 #include "tests/unit/job/byte_tokenizer.h"
@@ -35,12 +36,12 @@ struct Road {
     const int64_t step = block > 0 ? block : static_cast<int64_t>(rows.size());
     feeder = std::make_unique<Feeder>(
         feeder_options, rows,
-        [this, step]() -> std::optional<RowRange> {
+        [this, step]() -> NextRange {
           const auto end = static_cast<int64_t>(rows.size());
-          if (next_begin >= end) return std::nullopt;
+          if (next_begin >= end) return {.range = {}, .closed = true};
           const RowRange range{next_begin, std::min(end, next_begin + step)};
           next_begin = range.end;
-          return range;
+          return {.range = range};
         },
         *lines, *builder, *results, [] { return false; });
   }
@@ -164,7 +165,15 @@ TEST_CASE("a completion nobody asked for is a bug, not a row") {
   CHECK_THROWS_AS(road.results->finished(std::move(stray)), Error);
 }
 
-TEST_CASE("error budgets") {
+TEST_CASE("error budgets and other small option values") {
+  CHECK(error_budget("0", "--errors-ok").rows_of(100) == 0);
+  CHECK(error_budget("7", "--errors-ok").rows_of(3) == 7);
+  CHECK(error_budget("2%", "--errors-ok").rows_of(149) == 2);
+  CHECK(error_budget("100%", "--errors-ok").rows_of(7) == 7);
+  for (const char* bad : {"", "%", "-1", "1.5", "101%", "x", "5 ", "nan", "1e400"}) {
+    INFO(bad);
+    CHECK_THROWS_AS(error_budget(bad, "--errors-ok"), Error);
+  }
   CHECK(RowParams::kNone == row_params("none"));
   CHECK_THROWS_AS(row_params("some"), Error);
   CHECK_THROWS_AS(too_long("cut"), Error);
