@@ -17,7 +17,7 @@ HWY_BEFORE_NAMESPACE();
 namespace mpinfer::kernels::cpu::HWY_NAMESPACE {
 
 // AVX-512 and NEON have 32 vector registers, the others 16 or fewer.
-inline constexpr int kRowTile = kLanes >= 16 ? 14 : 6;
+inline constexpr int kRowTile = kLanes >= 16 ? 14 : HWY_ARCH_ARM ? 12 : 6;
 
 struct MicroArgs {
   float* c = nullptr;  // [kRows, kPanels * kPanelWidth], rows c_stride apart

@@ -3,7 +3,7 @@
 namespace mpinfer::kernels::cpu {
 namespace {
 
-constexpr int kSpins = 4000;  // some tens of microseconds
+constexpr int kSpins = 2000;  // some tens of microseconds
 
 void pause() {
 #if defined(__x86_64__)
@@ -50,11 +50,11 @@ void ThreadPool::fork_join(int64_t count, Call call, const void* context) {
     share.next.store(count * i / threads, std::memory_order_relaxed);
     share.end = count * (i + 1) / threads;
   }
-  busy_.store(static_cast<int32_t>(workers_.size()), std::memory_order_relaxed);
   generation_.fetch_add(1);
   generation_.notify_all();
   drain(0);
-  for (int spins = 0; busy_.load(std::memory_order_acquire) != 0; ++spins) {
+  generation_.fetch_add(1);
+  for (int spins = 0; active_.load() != 0; ++spins) {
     if (spins < kSpins) {
       pause();
     } else {
@@ -73,10 +73,12 @@ void ThreadPool::work(int thread) {
         generation_.wait(seen);
       }
     }
-    ++seen;
+    seen = generation_.load();
     if (stop_.load()) return;
-    drain(thread);
-    busy_.fetch_sub(1, std::memory_order_release);
+    if (seen % 2 == 0) continue;
+    active_.fetch_add(1);
+    if (generation_.load() == seen) drain(thread);
+    active_.fetch_sub(1);
   }
 }
 

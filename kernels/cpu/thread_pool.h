@@ -52,8 +52,11 @@ class ThreadPool {
     int64_t end = 0;
   };
   std::vector<Share> shares_;  // one a thread
+  // Odd while a loop is open. A worker counts itself active before it looks at an open loop; run()
+  // closes the loop once no task is left and then waits for active workers only, never for one that
+  // has not woken.
   alignas(64) std::atomic<uint32_t> generation_{0};
-  alignas(64) std::atomic<int32_t> busy_{0};
+  alignas(64) std::atomic<int32_t> active_{0};
   std::atomic<bool> stop_{false};
 };
 
