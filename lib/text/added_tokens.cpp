@@ -22,10 +22,10 @@ AddedTokens::AddedTokens(const Field& field, const Normalizer& normalizer) {
     token.normalized = entry.flag("normalized", !token.special);
     if (token.content.empty()) continue;
     const auto index = static_cast<int32_t>(tokens_.size());
+    token.name = token.content;
     if (token.normalized) {
-      std::string content = token.content;
-      if (!normalizer.apply(content)) entry.refuse("content cannot be normalised");
-      normalized_.insert(content, index);
+      if (!normalizer.apply(token.name)) entry.refuse("content cannot be normalised");
+      normalized_.insert(token.name, index);
     } else {
       raw_.insert(token.content, index);
     }

@@ -18,6 +18,7 @@ namespace mpinfer::text {
 struct AddedToken {
   int32_t id = -1;
   std::string content;
+  std::string name;  // in decoded text: content, normalised if that is what is looked for
   bool special = false;
   bool lstrip = false;
   bool rstrip = false;

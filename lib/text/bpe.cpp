@@ -106,7 +106,31 @@ Bpe::Bpe(const Field& field, bool byte_level)
   const std::string unk = field.text("unk_token", "");
   if (const auto found = vocabulary_.find(unk); !unk.empty() && found != vocabulary_.end())
     unk_id_ = found->second;
+  check_bytes(field.at("vocab"));
   read_merges(field.at("merges"));
+}
+
+namespace {
+
+std::string byte_entry(size_t byte, bool byte_level) {
+  if (!byte_level) return fmt::format("<0x{:02X}>", byte);
+  std::string name;
+  append_utf8(name, byte_level_characters()[byte]);
+  return name;
+}
+
+}  // namespace
+
+// Without an entry for a byte, text would vanish.
+void Bpe::check_bytes(const Field& field) const {
+  if (byte_level_ ? unk_id_ >= 0 : !byte_fallback_) return;
+  for (size_t byte = 0; byte < 256; ++byte) {
+    const bool in_utf8 = byte != 0xC0 && byte != 0xC1 && byte < 0xF5;
+    if (by_byte_[byte] < 0 && in_utf8) {
+      field.refuse(fmt::format("no entry for byte 0x{:02x} ({})", byte,
+                               printable(byte_entry(byte, byte_level_))));
+    }
+  }
 }
 
 void Bpe::read_vocabulary(const Field& field) {
@@ -117,14 +141,14 @@ void Bpe::read_vocabulary(const Field& field) {
     const Field entry(id, field.where());
     vocabulary_[token] = static_cast<int32_t>(entry.integer(0, kMost));
   }
+  std::vector<int32_t> ids;
+  for (const auto& [token, id] : vocabulary_) ids.push_back(id);
+  std::sort(ids.begin(), ids.end());
+  const auto twice = std::adjacent_find(ids.begin(), ids.end());
+  if (twice != ids.end()) field.refuse(fmt::format("id {} is given twice", *twice));
   by_byte_.fill(-1);
   for (size_t byte = 0; byte < 256; ++byte) {
-    std::string name;
-    if (byte_level_) {
-      append_utf8(name, byte_level_characters()[byte]);
-    } else {
-      name = fmt::format("<0x{:02X}>", byte);
-    }
+    const std::string name = byte_entry(byte, byte_level_);
     if (const auto found = vocabulary_.find(name); found != vocabulary_.end())
       by_byte_[byte] = found->second;
   }

@@ -54,6 +54,7 @@ class Bpe {
   struct Cache;
 
   void read_vocabulary(const Field& field);
+  void check_bytes(const Field& field) const;
   void read_merges(const Field& field);
   void first_symbols(std::vector<Symbol>& symbols, std::string_view piece) const;
   void character_symbols(std::vector<Symbol>& symbols, std::string_view piece) const;

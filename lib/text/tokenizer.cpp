@@ -78,8 +78,7 @@ class BpeTokenizer : public Tokenizer {
     const bool has = json.contains("added_tokens") && !json["added_tokens"].is_null();
     added_ = std::make_unique<AddedTokens>(
         Field(has ? json["added_tokens"] : none, "tokenizer.json: added_tokens"), *normalizer_);
-    for (const auto& [token, id] : bpe_.vocabulary()) name(id, token, false);
-    for (const AddedToken& token : added_->tokens()) name(token.id, token.content, token.special);
+    name_tokens();
     const auto known = [&](int32_t id) { return id < vocab_size(); };
     if (!std::all_of(special_tokens_.before.begin(), special_tokens_.before.end(), known) ||
         !std::all_of(special_tokens_.after.begin(), special_tokens_.after.end(), known)) {
@@ -151,19 +150,24 @@ class BpeTokenizer : public Tokenizer {
  private:
   bool known(int32_t id) const { return id >= 0 && id < vocab_size(); }
 
-  void name(int32_t id, const std::string& token, bool special) {
-    const auto at = static_cast<size_t>(id);
-    constexpr size_t kMost = 1 << 24;
-    if (at >= kMost) {
+  void name_tokens() {
+    int32_t largest = -1;
+    for (const auto& [token, id] : bpe_.vocabulary()) largest = std::max(largest, id);
+    for (const AddedToken& token : added_->tokens()) largest = std::max(largest, token.id);
+    const size_t count = bpe_.vocabulary().size() + added_->tokens().size();
+    const size_t limit = 2 * count + 65536;  // room for holes, but never sized by one id
+    if (largest >= 0 && static_cast<size_t>(largest) >= limit) {
       throw Error(ExitCode::kModelRefused,
-                  fmt::format("tokenizer.json: id {} is beyond the limit of {}", id, kMost));
+                  fmt::format("tokenizer.json: id {} among {} tokens; the limit is {}", largest,
+                              count, limit));
     }
-    if (at >= names_.size()) {
-      names_.resize(at + 1);
-      special_.resize(at + 1, false);
+    names_.resize(static_cast<size_t>(largest + 1));
+    special_.resize(names_.size(), false);
+    for (const auto& [token, id] : bpe_.vocabulary()) names_[static_cast<size_t>(id)] = token;
+    for (const AddedToken& token : added_->tokens()) {
+      names_[static_cast<size_t>(token.id)] = token.name;
+      special_[static_cast<size_t>(token.id)] = token.special;
     }
-    names_[at] = token;
-    special_[at] = special;
   }
 
   Expected<void> encode_normalized(std::vector<int32_t>& ids, const std::string& part,
