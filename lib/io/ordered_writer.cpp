@@ -6,6 +6,7 @@
 
 #include <cerrno>
 #include <cstdio>
+#include <filesystem>
 #include <system_error>
 
 #include "lib/core/error.h"
@@ -24,9 +25,18 @@ bool is_special_file(const std::string& path) {
   return ::stat(path.c_str(), &status) == 0 && !S_ISREG(status.st_mode);
 }
 
+// What a symbolic link points at is replaced, not the link.
+std::string behind_links(const std::string& path) {
+  std::error_code ignored;
+  if (!std::filesystem::is_symlink(path, ignored)) return path;
+  const auto target = std::filesystem::weakly_canonical(path, ignored);
+  return ignored ? path : target.string();
+}
+
 }  // namespace
 
-OrderedWriter::OrderedWriter(const std::string& path) : path_(path) {
+OrderedWriter::OrderedWriter(const std::string& output) : path_(behind_links(output)) {
+  const std::string& path = path_;
   if (path == "-") {
     file_ = File(STDOUT_FILENO, "standard output");
     return;

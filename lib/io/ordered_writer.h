@@ -13,8 +13,8 @@ namespace mpinfer::io {
 
 class OrderedWriter {
  public:
-  // path "-": standard output. Throws Error(kOutOfResource).
-  explicit OrderedWriter(const std::string& path);
+  // "-": standard output. Throws Error(kOutOfResource).
+  explicit OrderedWriter(const std::string& output);
   ~OrderedWriter();
   OrderedWriter(const OrderedWriter&) = delete;
   OrderedWriter& operator=(const OrderedWriter&) = delete;

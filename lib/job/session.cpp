@@ -310,7 +310,11 @@ void Session::report_progress(const engine::Engine* engine, bool last) {
   } else {
     progress_->post(progress);
   }
-  if (mesh_->leaders.rank() != 0) return;
+  if (mesh_->leaders.rank() == 0) watch_progress();
+}
+
+// Rank 0: the line on stderr, and the end of the run when too many rows have failed.
+void Session::watch_progress() {
   progress_->collect();
   if (line_ && line_->due()) line_->update(progress_->replicas());
   if (!options_.max_errors) return;
@@ -325,8 +329,7 @@ void Session::wait_for_leaders() {
   if (mesh_->leaders.rank() != 0) return;
   while (!progress_->all_finished()) {
     if (counter_) counter_->poll();
-    progress_->collect();
-    if (line_ && line_->due()) line_->update(progress_->replicas());
+    watch_progress();
     std::this_thread::sleep_for(kTurnInterval);
   }
   if (line_) line_->finish();

@@ -102,6 +102,7 @@ class Session {
   NextRange next_range(const engine::Engine& engine);
   bool on_turn(const engine::Engine* engine);
   void report_progress(const engine::Engine* engine, bool last);
+  void watch_progress();
   void wait_for_leaders();
 
   JobOptions options_;

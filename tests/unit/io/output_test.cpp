@@ -67,6 +67,18 @@ TEST_CASE("the output appears whole, or not at all") {
   CHECK(directory.num_entries() == 1);
 }
 
+TEST_CASE("a symbolic link stays one") {
+  const TemporaryDirectory directory;
+  const std::string target = write_text(directory / "target", "old\n");
+  REQUIRE(::symlink("target", (directory / "link").c_str()) == 0);
+  OrderedWriter writer(directory / "link");
+  writer.write_line("new");
+  writer.finish();
+  CHECK(std::filesystem::is_symlink(directory / "link"));
+  CHECK(read_text(target) == "new\n");
+  CHECK(directory.num_entries() == 2);
+}
+
 TEST_CASE("no rows give an empty file") {
   const TemporaryDirectory directory;
   OrderedWriter(directory / "out").finish();
