@@ -121,12 +121,13 @@ std::string byte_entry(size_t byte, bool byte_level) {
 
 }  // namespace
 
-// Without an entry for a byte, text would vanish.
+// Text of bytes without an entry vanishes, as it does in Hugging Face's tokenizers: real
+// vocabularies lack control and some UTF-8 lead bytes, but none lacks what English is made of.
 void Bpe::check_bytes(const Field& field) const {
   if (byte_level_ ? unk_id_ >= 0 : !byte_fallback_) return;
   for (size_t byte = 0; byte < 256; ++byte) {
-    const bool in_utf8 = byte != 0xC0 && byte != 0xC1 && byte < 0xF5;
-    if (by_byte_[byte] < 0 && in_utf8) {
+    const bool needed = !byte_level_ || (byte >= ' ' && byte <= '~');
+    if (by_byte_[byte] < 0 && needed) {
       field.refuse(fmt::format("no entry for byte 0x{:02x} ({})", byte,
                                printable(byte_entry(byte, byte_level_))));
     }
