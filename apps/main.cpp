@@ -62,6 +62,7 @@ int run(const Options& options, comm::HostComm world) {
 
 // Last words of a rank that cannot go on. A world of one needs no abort.
 int give_up(const comm::HostComm& world, int exit_code, const std::string& what) {
+  std::fflush(stdout);  // what was said before comes first
   spdlog::error("{}", what);
   spdlog::default_logger()->flush();
   if (world.size() > 1) comm::MpiSession::abort(exit_code);

@@ -1,5 +1,7 @@
 #include "apps/option_table.h"
 
+#include <fmt/ranges.h>
+
 #include <algorithm>
 
 #include "apps/option_values.h"
@@ -50,6 +52,10 @@ Setter sampling_integer(std::optional<int64_t> SamplingDefaults::*member, int64_
     o.sampling.*member = parse_integer(v.back(), least, most);
   };
 }
+// 1,2,3 as one value or as several.
+std::vector<int32_t> integers(const Values& values, int64_t least, int64_t most) {
+  return parse_integers(fmt::format("{}", fmt::join(values, ",")), least, most);
+}
 // N, or P% of the rows.
 Setter count_or_share(std::string Options::*member) {
   return [member](Options& o, const Values& v) {
@@ -78,14 +84,15 @@ std::vector<OptionSpec> make_table() {
   };
 
   add(files, "model", "", "DIR",
-      "Hugging Face checkpoint: config.json, *.safetensors, tokenizer.json", text(&Options::model));
+      "Hugging Face checkpoint directory, or ORG/NAME in the local hub cache",
+      text(&Options::model));
   add(files, "tokenizer", "", "DIR", "directory of tokenizer.json (default: the model's)",
       text(&Options::tokenizer));
   add(files, "load-format", "", "auto|dummy",
       "dummy: config.json only, weights drawn from the seed",
       choice(&Options::load_format, {"auto", "dummy"}));
   add(
-      files, "input", "-i", "FILE…", "JSONL files, read as one in this order",
+      files, "input", "-i", "FILE...", "JSONL files, read as one in the order given",
       [](Options& o, const Values& v) { o.input = v; }, true);
   add(files, "output", "-o", "FILE|-",
       "ordered JSONL; run directory FILE.run beside it; - is stdout", text(&Options::output));
@@ -102,8 +109,9 @@ std::vector<OptionSpec> make_table() {
       small(&Options::pp, 1, 4096));
   add(layout, "dp", "--data-parallel-size", "D", "replicas (-dp); default: planner",
       small(&Options::dp, 1, 1 << 20));
-  add(layout, "pp-layers", "", "a,b,…", "layers per stage (default: balanced)",
-      [](Options& o, const Values& v) { o.pp_layers = parse_integers(v.back(), 1, 100000); });
+  add(
+      layout, "pp-layers", "", "a,b,...", "layers per stage (default: balanced)",
+      [](Options& o, const Values& v) { o.pp_layers = integers(v, 1, 100000); }, true);
   add(layout, "partition", "", "balanced|contiguous|dynamic",
       "how rows are dealt to replicas (default: balanced)",
       choice(&Options::partition, {"balanced", "contiguous", "dynamic"}));
@@ -133,9 +141,9 @@ std::vector<OptionSpec> make_table() {
       small(&Options::threads, 1, 1024));
   add(engine, "simd", "", "TARGET", "SIMD target (default: the best that all ranks have)",
       text(&Options::simd));
-  add(engine, "step-timeout", "", "SECONDS",
-      "longest wait for a peer (default: 60; 600 before the first step)",
-      number(&Options::step_timeout, 0.1, 1e6));
+  add(engine, "step-timeout", "", "TIME",
+      "longest wait for a peer, such as 60s (default; 600s before the first step)",
+      [](Options& o, const Values& v) { o.step_timeout = parse_seconds(v.back()); });
   add(engine, "seed", "", "N", "run seed (default: 0)",
       [](Options& o, const Values& v) { o.seed = parse_seed(v.back()); });
 
@@ -149,36 +157,41 @@ std::vector<OptionSpec> make_table() {
       choice(&Options::too_long, {"error", "truncate-left", "truncate-right"}));
   add(rows, "limit", "", "N", "only the first N rows", integer(&Options::limit, 0, kMost));
   add(rows, "skip", "", "N", "leave out the first N rows", integer(&Options::skip, 0, kMost));
-  add(rows, "replica-sampling", "", "'r:key=value,…;…'",
+  add(rows, "replica-sampling", "", "'r:key=value,...;...'",
       "sampling defaults by replica; not with dynamic", text(&Options::replica_sampling));
   add(rows, "max-errors", "", "N|P%", "stop admitting beyond this many failed rows",
       count_or_share(&Options::max_errors));
   add(rows, "errors-ok", "", "N|P%", "failed rows with which the exit code is still 0 (default: 0)",
       count_or_share(&Options::errors_ok));
 
-  add(sampling, "temperature", "", "F", "0 is greedy",
+  add(sampling, "temperature", "", "F", "0 is greedy, up to 2 (default: 1)",
       sampling_number(&SamplingDefaults::temperature, 0, 2));
-  add(sampling, "top-p", "", "F", "(0, 1]", sampling_number(&SamplingDefaults::top_p, 1e-9, 1));
-  add(sampling, "top-k", "", "N", "0 or -1: off",
+  add(sampling, "top-p", "", "F", "smallest set of tokens with this probability, in (0, 1]",
+      sampling_number(&SamplingDefaults::top_p, 1e-9, 1));
+  add(sampling, "top-k", "", "N", "the N most likely tokens only; 0 or -1: off",
       sampling_integer(&SamplingDefaults::top_k, -1, kMost32));
-  add(sampling, "min-p", "", "F", "[0, 1]", sampling_number(&SamplingDefaults::min_p, 0, 1));
-  add(sampling, "max-tokens", "", "N", "default: the rest of the context",
+  add(sampling, "min-p", "", "F",
+      "least probability, as a share of the likeliest token's, in [0, 1]",
+      sampling_number(&SamplingDefaults::min_p, 0, 1));
+  add(sampling, "max-tokens", "", "N",
+      "completion tokens of a row (default: the rest of the context)",
       sampling_integer(&SamplingDefaults::max_tokens, 1, kMost32));
-  add(sampling, "min-tokens", "", "N", "",
+  add(sampling, "min-tokens", "", "N", "no end before this many completion tokens",
       sampling_integer(&SamplingDefaults::min_tokens, 0, kMost32));
   add(
-      sampling, "stop", "", "TEXT…", "stop strings",
+      sampling, "stop", "", "TEXT...", "end a completion where one of these appears",
       [](Options& o, const Values& v) { o.sampling.stop = v; }, true);
-  add(sampling, "stop-token-ids", "", "a,b,…", "", [](Options& o, const Values& v) {
-    o.sampling.stop_token_ids = parse_integers(v.back(), 0, kMost32);
-  });
+  add(
+      sampling, "stop-token-ids", "", "a,b,...", "token ids that end a completion, beside EOS",
+      [](Options& o, const Values& v) { o.sampling.stop_token_ids = integers(v, 0, kMost32); },
+      true);
   add(sampling, "ignore-eos", "", "", "go on past the end-of-text token",
       [](Options& o, const Values& v) { o.sampling.ignore_eos = parse_switch(v.back()); });
-  add(sampling, "repetition-penalty", "", "F", "> 0",
+  add(sampling, "repetition-penalty", "", "F", "over prompt and output, > 0; 1: off",
       sampling_number(&SamplingDefaults::repetition_penalty, 1e-6, 1e6));
-  add(sampling, "frequency-penalty", "", "F", "[-2, 2]",
+  add(sampling, "frequency-penalty", "", "F", "over the output, by count, in [-2, 2]",
       sampling_number(&SamplingDefaults::frequency_penalty, -2, 2));
-  add(sampling, "presence-penalty", "", "F", "[-2, 2]",
+  add(sampling, "presence-penalty", "", "F", "over the output, once, in [-2, 2]",
       sampling_number(&SamplingDefaults::presence_penalty, -2, 2));
   add(sampling, "generation-config", "", "auto|none|FILE",
       "where defaults come from (default: auto, the model's)", text(&Options::generation_config));
@@ -187,10 +200,12 @@ std::vector<OptionSpec> make_table() {
       on(&Options::return_token_ids));
   add(output, "progress", "", "auto|bar|plain|none", "progress line on stderr",
       choice(&Options::progress, {"auto", "bar", "plain", "none"}));
-  add(output, "log-level", "", "LEVEL", "trace, debug, info, warning, error or off",
+  add(output, "log-level", "", "LEVEL", "trace, debug, info (default), warning, error or off",
       choice(&Options::log_level, {"trace", "debug", "info", "warning", "error", "off"}));
-  add(output, "log-format", "", "text|json", "", choice(&Options::log_format, {"text", "json"}));
-  add(output, "report", "", "FILE", "default: OUT.run/report.json", text(&Options::report));
+  add(output, "log-format", "", "text|json", "json: one object a line",
+      choice(&Options::log_format, {"text", "json"}));
+  add(output, "report", "", "FILE",
+      "totals and a record of every rank (default: OUT.run/report.json)", text(&Options::report));
 
   add(layout, "gpus", "", "N", "total GPUs to plan for", small(&Options::plan_gpus, 1, 1 << 20));
   add(layout, "nodes", "", "K", "nodes they are spread over",

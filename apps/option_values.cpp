@@ -73,6 +73,20 @@ int64_t parse_bytes(const std::string& text) {
   refuse(text, "a size such as 80GiB, 512MB or 1048576");
 }
 
+double parse_seconds(const std::string& text) {
+  double value = 0;
+  const char* end = text.data() + text.size();
+  const auto [stop, status] = std::from_chars(text.data(), end, value);
+  const std::string unit(stop, end);
+  const std::pair<const char*, double> units[] = {
+      {"", 1}, {"s", 1}, {"m", 60}, {"min", 60}, {"h", 3600}};
+  for (const auto& [name, factor] : units) {
+    const double seconds = value * factor;
+    if (status == std::errc() && unit == name && seconds >= 0.1 && seconds <= 1e6) return seconds;
+  }
+  refuse(text, "a time of 0.1s … 1000000s, such as 60s or 5m");
+}
+
 std::string parse_choice(const std::string& text, const std::vector<std::string>& choices) {
   if (std::find(choices.begin(), choices.end(), text) != choices.end()) return text;
   std::string all;

@@ -5,10 +5,11 @@
 #include <toml++/toml.h>
 #include <CLI/CLI.hpp>
 #include <algorithm>
+#include <cstdlib>
 #include <cstring>
 #include <nlohmann/json.hpp>
-#include <set>
 
+#include "apps/model_directory.h"
 #include "apps/option_table.h"
 #include "lib/core/error.h"
 #include "lib/core/log.h"
@@ -66,7 +67,6 @@ std::string did_you_mean(const std::string& name, const Values& candidates) {
 }
 
 // ---- TOML
-// -------------------------------------------------------------------------------------------------------------
 
 Values values_of(const toml::node& node, const std::string& where) {
   if (const auto* array = node.as_array()) {
@@ -112,7 +112,6 @@ void read_file(const std::string& path, const Values& known, Options& options) {
 }
 
 // ---- environment
-// ------------------------------------------------------------------------------------------------------
 
 void read_environment(const Values& known, Options& options) {
   std::map<std::string, std::string> by_variable;
@@ -140,17 +139,44 @@ void read_environment(const Values& known, Options& options) {
 }
 
 // ---- resolving
-// --------------------------------------------------------------------------------------------------------
 
 void resolve(Options& options) {
   for (const OptionSpec& spec : option_table()) {
     const auto found = options.given.find(spec.name);
     if (found == options.given.end()) continue;
+    const Values& values = found->second;
     try {
-      spec.set(options, found->second);
+      if (values.empty() || (!spec.list && values.size() > 1)) {
+        throw Error(ExitCode::kUsage, fmt::format("{} values; takes {}", values.size(),
+                                                  spec.list ? "one or more" : "one"));
+      }
+      spec.set(options, values);
     } catch (const Error& error) {
       throw Error(ExitCode::kUsage, fmt::format("{}: {}", options.origin[spec.name], error.what()));
     }
+  }
+}
+
+// The hub cache as the hub's own tools look for it.
+std::string hub_cache() {
+  const auto variable = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value == nullptr ? "" : value);
+  };
+  if (const auto cache = variable("HF_HUB_CACHE"); !cache.empty()) return cache;
+  if (const auto home = variable("HF_HOME"); !home.empty()) return home + "/hub";
+  if (const auto cache = variable("XDG_CACHE_HOME"); !cache.empty())
+    return cache + "/huggingface/hub";
+  return variable("HOME") + "/.cache/huggingface/hub";
+}
+
+// Directories take the place of hub names, so that every rank gets a path.
+void find_models(Options& options) {
+  for (const auto& [name, member] :
+       {std::pair("model", &Options::model), std::pair("tokenizer", &Options::tokenizer)}) {
+    if ((options.*member).empty()) continue;
+    options.*member = find_model(options.*member, hub_cache());
+    options.given[name] = {options.*member};
   }
 }
 
@@ -193,12 +219,13 @@ struct Parser {
     app.set_version_flag("--version", "mpinfer " MPINFER_VERSION);
     app.set_help_all_flag("--help-all", "Help of every command");
     app.require_subcommand(1);
-    app.footer(kFooter);
     for (const auto& [command, name] : kCommands) add_command(command, name);
+    app.footer(kFooter);  // after the commands, which would inherit it
   }
 
   void add_command(Command command, const char* name) {
     CLI::App* sub = app.add_subcommand(name, description_of(command));
+    sub->set_help_all_flag();
     commands[command] = sub;
     const Values taken = options_of(command);
     for (const OptionSpec& spec : option_table()) {
@@ -208,8 +235,7 @@ struct Parser {
       Values& target = values[command][spec.name];
       CLI::Option* option = nullptr;
       if (spec.value.empty()) {
-        option = sub->add_flag_callback(
-            names, [&target] { target = {"true"}; }, spec.help);
+        option = sub->add_flag(names, spec.help);
       } else {
         option = sub->add_option(names, target, spec.help)->type_name(spec.value);
         if (spec.list) {
@@ -239,7 +265,13 @@ Values arguments(int argc, const char* const* argv) {
 }
 
 std::string usage_hint(const Values& args, const CLI::Error& error) {
-  Values names;
+  Values names, commands;
+  for (const auto& [command, name] : kCommands) commands.push_back(name);
+  const std::string& first = args.front();
+  if (first.rfind('-', 0) != 0 &&
+      std::find(commands.begin(), commands.end(), first) == commands.end()) {
+    return fmt::format("; \"{}\" is no command{}", printable(first), did_you_mean(first, commands));
+  }
   for (const OptionSpec& spec : option_table()) names.push_back("--" + spec.name);
   for (const std::string& argument : args) {
     const std::string name = argument.substr(0, argument.find('='));
@@ -279,7 +311,9 @@ Parsed parse_options(int argc, const char* const* argv) {
     options.command = command;
     for (const auto& [name, option] : parser.flags[command]) {
       if (option->count() == 0) continue;
-      options.given[name] = parser.values[command][name];
+      const Values& values = parser.values[command][name];
+      // A switch has results ("true", or what stood behind =) and no values.
+      options.given[name] = values.empty() ? Values{option->results().back()} : values;
       options.origin[name] = "--" + name;
     }
   }
@@ -290,18 +324,21 @@ Parsed parse_options(int argc, const char* const* argv) {
   }
   resolve(options);
   validate(options);
+  find_models(options);
   return parsed;
 }
 
 std::string serialise(const Options& options) {
-  return nlohmann::json{{"command", static_cast<int>(options.command)},
-                        {"given", options.given},
-                        {"origin", options.origin}}
-      .dump(-1, ' ', false, nlohmann::json::error_handler_t::replace);
+  // CBOR, not text: file names need not be UTF-8.
+  const std::vector<uint8_t> bytes =
+      nlohmann::json::to_cbor({{"command", static_cast<int>(options.command)},
+                               {"given", options.given},
+                               {"origin", options.origin}});
+  return {bytes.begin(), bytes.end()};
 }
 
 Options deserialise(const std::string& bytes) {
-  const auto json = nlohmann::json::parse(bytes);
+  const auto json = nlohmann::json::from_cbor(bytes);
   Options options;
   options.command = static_cast<Command>(json.at("command").get<int>());
   options.given = json.at("given").get<std::map<std::string, Values>>();

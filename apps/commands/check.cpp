@@ -24,7 +24,8 @@ struct RowCounts {
   std::map<std::string, int64_t> by_code;
 };
 
-planner::Plan plan_check(const Options& options, const model::ModelConfig& config, int world_size) {
+planner::Plan plan_check(const Options& options, const model::ModelConfig& config, int world_size,
+                         int64_t default_max_tokens) {
   const int devices = options.backend == "cpu" ? 0 : backend::cuda_device_count();
   planner::Hardware hardware;
   hardware.cuda = devices > 0;
@@ -36,7 +37,9 @@ planner::Plan plan_check(const Options& options, const model::ModelConfig& confi
   } else {
     hardware.memory_per_rank = available_host_memory() / world_size;
   }
-  return planner::choose_plan(config, hardware, make_plan_request(options, config, hardware.cuda));
+  planner::PlanRequest request = make_plan_request(options, config, hardware.cuda);
+  request.lengths = lengths_of_input(options, default_max_tokens);
+  return planner::choose_plan(config, hardware, request);
 }
 
 RowCounts check_rows(const Options& options, const job::RequestBuilder& builder) {
@@ -75,7 +78,8 @@ int check_command(const Options& options, int world_size) {
   const auto tokenizer = directory.empty() ? nullptr : text::Tokenizer::load(directory);
   fmt::print("tokenizer: {}\n", tokenizer ? fmt::format("{} tokens", tokenizer->vocab_size())
                                           : "none, only prompt_token_ids rows can run");
-  const planner::Plan plan = plan_check(options, config, world_size);
+  const planner::Plan plan =
+      plan_check(options, config, world_size, defaults.max_tokens.value_or(0));
   fmt::print("plan: -dp {} -pp {} -tp {}: {}\n", plan.layout.dp, plan.layout.pp, plan.layout.tp,
              plan.memory.sum);
   job::BuilderOptions builder_options;

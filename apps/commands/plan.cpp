@@ -61,11 +61,15 @@ void print_table(const std::vector<planner::Plan>& plans) {
 int plan_command(const Options& options, int world_size) {
   const model::ModelConfig config = model::load_model_config(options.model);
   const planner::Hardware hardware = hardware_of(options, world_size);
-  const planner::PlanRequest request = make_plan_request(options, config, hardware.cuda);
+  planner::PlanRequest request = make_plan_request(options, config, hardware.cuda);
+  request.lengths = lengths_of_input(options, options.sampling.max_tokens.value_or(0));
   fmt::print("{}: {} layers, hidden {}, {} heads, {} KV heads of {}, vocabulary {}\n",
              config.architecture, config.num_layers(), config.hidden_size,
              config.num_attention_heads, config.num_key_value_heads, config.head_dim,
              config.vocab_size);
+  fmt::print("typical row: {:.0f} prompt and {:.0f} completion tokens ({})\n",
+             request.lengths.prompt, request.lengths.completion,
+             options.input.empty() ? "a guess; -i reads them off the input" : "from the input");
   fmt::print("{} rank{} on {} node{}, {:.1f} GB each to plan with ({})\n\n", hardware.world,
              hardware.world == 1 ? "" : "s", hardware.nodes, hardware.nodes == 1 ? "" : "s",
              static_cast<double>(hardware.memory_per_rank) / 1e9, hardware.cuda ? "GPU" : "CPU");

@@ -4,7 +4,9 @@
 #include <fstream>
 #include <string>
 
+#include "lib/core/error.h"
 #include "lib/engine/engine.h"
+#include "lib/io/index.h"
 #include "lib/model/lm_head.h"
 #include "lib/model/transformer.h"
 
@@ -75,6 +77,27 @@ planner::PlanRequest make_plan_request(const Options& options, const model::Mode
            engine::Engine::buffer_bytes(engine, config, layout.pp, activation);
   };
   return request;
+}
+
+planner::Lengths lengths_of_input(const Options& options, int64_t default_max_tokens) {
+  planner::Lengths lengths;
+  if (options.input.empty()) return lengths;
+  io::IndexOptions index_options;
+  index_options.files = options.input;
+  index_options.skip = options.skip;
+  index_options.limit = options.limit;
+  index_options.prompt_field = options.field;
+  if (default_max_tokens > 0)
+    index_options.default_completion_tokens = checked_cast<uint32_t>(default_max_tokens);
+  const io::InputIndex index = io::build_index(index_options);
+  if (index.rows.empty()) return lengths;
+  lengths = {0, 0};
+  const auto num_rows = static_cast<double>(index.rows.size());
+  for (const io::RowEntry& row : index.rows) {
+    lengths.prompt += row.prompt_tokens / num_rows;
+    lengths.completion += row.completion_tokens / num_rows;
+  }
+  return lengths;
 }
 
 }  // namespace mpinfer::apps

@@ -1,6 +1,8 @@
 // From options and hardware to the planner's questions, the same for run, plan and check.
 #pragma once
 
+#include <cstdint>
+
 #include "apps/options.h"
 #include "lib/model/config.h"
 #include "lib/planner/planner.h"
@@ -14,5 +16,9 @@ int64_t available_host_memory();
 // Defaults of the backend for what the options leave open.
 planner::PlanRequest make_plan_request(const Options& options, const model::ModelConfig& config,
                                        bool cuda);
+
+// The typical row of the input, estimated from its index; the planner's own guess without rows.
+// Throws Error(kInputUnreadable).
+planner::Lengths lengths_of_input(const Options& options, int64_t default_max_tokens);
 
 }  // namespace mpinfer::apps

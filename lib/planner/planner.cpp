@@ -67,20 +67,41 @@ std::string reason_for(const Plan& plan, const Hardware& hardware, const PlanReq
   return reason;
 }
 
-// A command line with more ranks that would hold the model, or empty.
-std::string what_would_work(const model::ModelConfig& config, const Hardware& hardware,
-                            const PlanRequest& request) {
-  for (int world = hardware.world + 1; world <= 1024; world = world < 16 ? world + 1 : world * 2) {
+// The first larger world that holds the model with the sizes asked for. GPUs come one at a time;
+// hosts come whole, since more ranks on one host share the memory it has.
+std::string larger_world(const model::ModelConfig& config, const Hardware& hardware,
+                         const PlanRequest& request) {
+  constexpr int kMostRanks = 1024;
+  for (int times = 2; times <= kMostRanks; times = times < 16 ? times + 1 : times * 2) {
     Hardware larger = hardware;
-    larger.world = world;
-    larger.nodes = std::max(hardware.nodes, (world + 7) / 8);
+    larger.world = hardware.cuda ? hardware.world + times - 1 : hardware.world * times;
+    larger.nodes =
+        hardware.cuda ? std::max(hardware.nodes, (larger.world + 7) / 8) : hardware.nodes * times;
+    if (larger.world > kMostRanks) break;
     for (const Plan& plan : rank_layouts(config, larger, request)) {
       if (!plan.memory.fits) continue;
-      return fmt::format("works: -n {} {} (KV {}k tokens a replica)", world, name_of(plan.layout),
-                         plan.memory.kv_tokens / 1000);
+      return fmt::format("works: -n {}{} {} (KV {}k tokens a replica)", larger.world,
+                         hardware.cuda ? "" : fmt::format(" on {} hosts", larger.nodes),
+                         name_of(plan.layout), plan.memory.kv_tokens / 1000);
     }
   }
   return "";
+}
+
+// A command line that would hold the model: another layout of the same ranks, else more ranks;
+// empty if there is none.
+std::string what_would_work(const model::ModelConfig& config, const Hardware& hardware,
+                            const PlanRequest& request) {
+  PlanRequest open = request;
+  open.dp = open.pp = open.tp = 0;
+  open.pp_layers.clear();
+  for (const Plan& plan : rank_layouts(config, hardware, open)) {
+    if (!plan.memory.fits) continue;
+    return fmt::format("works: -n {} {} (KV {}k tokens a replica)", hardware.world,
+                       name_of(plan.layout), plan.memory.kv_tokens / 1000);
+  }
+  const std::string as_asked = larger_world(config, hardware, request);
+  return as_asked.empty() ? larger_world(config, hardware, open) : as_asked;
 }
 
 }  // namespace
