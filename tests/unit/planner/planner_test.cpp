@@ -1,0 +1,256 @@
+// Memory and layouts against sums made by hand from the published shapes of Llama-3.1-8B and 70B;
+// refusals first: what they name and what they say would work.
+#include "lib/planner/planner.h"
+
+#include <functional>
+
+#include "lib/core/error.h"
+#include "lib/model/loader.h"
+#include "tests/support/catch.h"
+
+namespace mpinfer::planner {
+namespace {
+
+constexpr int64_t k80GiB = int64_t{80} << 30;
+constexpr int64_t kGpu = static_cast<int64_t>(0.94 * static_cast<double>(k80GiB));  // 80.7 GB
+
+model::ModelConfig llama(int32_t num_layers, int64_t hidden, int64_t intermediate, int32_t heads) {
+  model::ModelConfig config;
+  config.architecture = "LlamaForCausalLM";
+  config.hidden_size = hidden;
+  config.intermediate_size = intermediate;
+  config.num_attention_heads = heads;
+  config.num_key_value_heads = 8;
+  config.head_dim = 128;
+  config.vocab_size = 128256;
+  config.max_position_embeddings = 131072;
+  config.layers.resize(static_cast<size_t>(num_layers));
+  config.cache_groups = {{0}};
+  config.dtype = DType::kBF16;
+  return config;
+}
+model::ModelConfig llama_8b() {
+  return llama(32, 4096, 14336, 32);
+}
+model::ModelConfig llama_70b() {
+  return llama(80, 8192, 28672, 64);
+}
+
+Hardware gpus(int world, int nodes = 1, int64_t memory = kGpu) {
+  return {world, nodes, true, memory};
+}
+
+PlanRequest request_of(int dp = 0, int pp = 0, int tp = 0) {
+  PlanRequest request;
+  request.dp = dp;
+  request.pp = pp;
+  request.tp = tp;
+  request.block_size = 32;
+  request.activation = DType::kBF16;
+  return request;
+}
+
+MemoryPlan memory_of(const model::ModelConfig& config, const comm::Layout& layout,
+                     const Hardware& hardware, const PlanRequest& request) {
+  return plan_memory(config, layout, model::balance_stages(config, layout.pp, {}), hardware,
+                     request);
+}
+
+std::string refusal_of(ExitCode code, const std::function<void()>& fn) {
+  try {
+    fn();
+  } catch (const Error& error) {
+    CHECK(error.exit_code() == code);
+    return error.what();
+  }
+  return "accepted";
+}
+
+bool has(const std::string& text, const std::string& part) {
+  UNSCOPED_INFO(text);
+  return text.find(part) != std::string::npos;
+}
+
+TEST_CASE("A model too large names its sum and a world that holds it") {
+  const std::string refusal =
+      refusal_of(ExitCode::kModelRefused, [] { choose_plan(llama_70b(), gpus(1), request_of()); });
+  CHECK(has(refusal, "weights 141.1 GB + workspace 0.0 GB > 80.7 GB: short 60.4 GB a rank"));
+  CHECK(has(refusal, "works: -n 2 -dp 1 -pp 1 -tp 2"));
+  // Sizes that were given stay as they are in what is suggested, as far as that can be.
+  CHECK(has(refusal_of(ExitCode::kModelRefused,
+                       [] { choose_plan(llama_70b(), gpus(1), request_of(0, 0, 1)); }),
+            "-tp 1 (KV"));
+}
+
+TEST_CASE("A layout too small points to another of the same ranks") {
+  const std::string refusal = refusal_of(
+      ExitCode::kModelRefused, [] { choose_plan(llama_70b(), gpus(8), request_of(8, 1, 1)); });
+  CHECK(has(refusal, "does not fit at -dp 8 -pp 1 -tp 1"));
+  CHECK(has(refusal, "works: -n 8 "));
+}
+
+TEST_CASE("On hosts without GPUs more ranks on one host help nobody") {
+  Hardware host{1, 1, false, int64_t{64} * 1000 * 1000 * 1000};
+  PlanRequest request = request_of();
+  request.activation = DType::kF32;
+  const std::string refusal =
+      refusal_of(ExitCode::kModelRefused, [&] { choose_plan(llama_70b(), host, request); });
+  CHECK(has(refusal, "works: -n 3 on 3 hosts"));
+}
+
+TEST_CASE("Sizes that are not the world are refused with those that are") {
+  const auto refusal = [](int world, const PlanRequest& request) {
+    return refusal_of(ExitCode::kUsage, [&] { choose_plan(llama_8b(), gpus(world), request); });
+  };
+  CHECK(has(refusal(8, request_of(3, 0, 0)), "--dp 3 × --pp (any) × --tp (any)"));
+  CHECK(has(refusal(4, request_of(2, 2, 2)), "-dp 1 -pp 2 -tp 2"));
+  CHECK(has(refusal(3, request_of(0, 0, 2)), "-dp 3 -pp 1 -tp 1"));
+  CHECK(has(refusal(8, request_of(0, 0, 3)), "valid: 1, 2, 4, 8, 16, 32"));
+  CHECK(has(refusal(64, request_of(1, 64, 1)), "works: "));  // 32 layers
+}
+
+TEST_CASE("Stages as given must cover the layers") {
+  PlanRequest request = request_of(1, 2, 1);
+  request.pp_layers = {20, 11};
+  CHECK(refusal_of(ExitCode::kUsage, [&] { choose_plan(llama_8b(), gpus(2), request); }) !=
+        "accepted");
+  request.pp_layers = {10, 11, 11};
+  CHECK(has(refusal_of(ExitCode::kUsage, [&] { choose_plan(llama_8b(), gpus(2), request); }),
+            "3 entries in --pp-layers"));
+  request.pp_layers = {20, 12};
+  const Plan plan = choose_plan(llama_8b(), gpus(2), request);
+  CHECK(plan.stages[0].end == 20);
+  CHECK(plan.stages[1].end == 32);
+}
+
+TEST_CASE("Weights are those of the published shapes") {
+  // 8B: 8,030,261,248 parameters of two bytes; norms may be kept wider.
+  const MemoryPlan whole = memory_of(llama_8b(), {1, 1, 1, 1}, gpus(1), request_of());
+  CHECK(static_cast<double>(whole.weights) == Approx(16060522496.0).epsilon(1e-4));
+  const MemoryPlan tp2 = memory_of(llama_8b(), {1, 1, 2, 1}, gpus(2), request_of());
+  CHECK(static_cast<double>(tp2.weights) == Approx(16060522496.0 / 2).epsilon(1e-4));
+  // 70B: 70,553,706,496 parameters, of them 161 norms of 8192, which every rank keeps in float32.
+  // tp 16 holds half a KV head's share twice: 2 × 64 × 8192 more for K and V together, a layer.
+  const MemoryPlan big = memory_of(llama_70b(), {1, 1, 16, 1}, gpus(16, 2), request_of());
+  const int64_t norms = int64_t{161} * 8192;
+  const int64_t matrices = (int64_t{70553706496} - norms) / 16 + int64_t{80} * 128 * 8192;
+  CHECK(big.weights == 2 * matrices + 4 * norms);
+}
+
+TEST_CASE("KV takes what weights leave, 131072 bytes a token of the 8B model") {
+  const MemoryPlan plan = memory_of(llama_8b(), {1, 1, 1, 1}, gpus(1), request_of());
+  REQUIRE(plan.fits);
+  const double expected = static_cast<double>(kGpu - plan.weights) / 131072;
+  CHECK(static_cast<double>(plan.kv_tokens) == Approx(expected).epsilon(2e-3));
+  CHECK(plan.kv <= plan.limit - plan.weights);
+  CHECK(plan.num_blocks.at(0) * 32 == plan.kv_tokens);
+  // Eight KV heads over tp 8: an eighth of the bytes a token; over tp 16 no less than that.
+  const MemoryPlan tp8 = memory_of(llama_70b(), {1, 1, 8, 1}, gpus(8), request_of());
+  const MemoryPlan tp16 = memory_of(llama_70b(), {1, 1, 16, 1}, gpus(16), request_of());
+  CHECK(static_cast<double>(tp8.kv) / static_cast<double>(tp8.kv_tokens) == Approx(40960));
+  CHECK(static_cast<double>(tp16.kv) / static_cast<double>(tp16.kv_tokens) == Approx(40960));
+}
+
+TEST_CASE("Workspace counts against KV") {
+  PlanRequest request = request_of();
+  const MemoryPlan without = memory_of(llama_8b(), {1, 1, 1, 1}, gpus(1), request);
+  request.workspace_bytes = [](const comm::Layout&, int32_t, int64_t) { return int64_t{10} << 30; };
+  const MemoryPlan with = memory_of(llama_8b(), {1, 1, 1, 1}, gpus(1), request);
+  CHECK(with.workspace == int64_t{10} << 30);
+  CHECK(static_cast<double>(without.kv - with.kv) == Approx(1.07374e10).epsilon(2e-3));
+  CHECK(with.weights + with.workspace + with.kv <= with.limit);
+}
+
+TEST_CASE("A window group holds its window and one step, not the context") {
+  model::ModelConfig config = llama_8b();
+  config.cache_groups = {{0}, {1024}};
+  for (size_t i = 0; i < config.layers.size(); i += 2) config.layers[i].cache_group = 1;
+  PlanRequest request = request_of();
+  request.max_num_batched_tokens = 2048;
+  request.max_model_len = 131072;
+  request.kv_cache_memory_bytes =
+      (131072 / 32) * (int64_t{32} * 65536) + (3072 / 32 + 1) * (int64_t{32} * 65536);
+  const MemoryPlan just = memory_of(config, {1, 1, 1, 1}, gpus(1), request);
+  CHECK(just.fits);
+  CHECK(just.num_blocks == std::vector<int32_t>{131072 / 32, 3072 / 32 + 1});
+  request.kv_cache_memory_bytes -= 1;
+  CHECK_FALSE(memory_of(config, {1, 1, 1, 1}, gpus(1), request).fits);
+}
+
+TEST_CASE("A context that does not fit is shortened unless it was asked for") {
+  PlanRequest request = request_of();
+  request.kv_cache_memory_bytes = int64_t{4096} * 131072;
+  const MemoryPlan open = memory_of(llama_8b(), {1, 1, 1, 1}, gpus(1), request);
+  CHECK(open.fits);
+  CHECK(open.max_model_len == 4096);
+  CHECK(open.kv_tokens == 4096);
+  request.max_model_len = 8192;
+  const MemoryPlan asked = memory_of(llama_8b(), {1, 1, 1, 1}, gpus(1), request);
+  CHECK_FALSE(asked.fits);
+  CHECK(has(asked.sum, "one sequence of 8192 tokens needs 1.1 GB; --max-model-len 4096 fits"));
+}
+
+TEST_CASE("Host memory: what the input needs, at most half") {
+  PlanRequest request = request_of();
+  request.activation = DType::kF32;
+  request.max_model_len = 4096;
+  request.lengths = {100, 28};
+  const Hardware host{1, 1, false, int64_t{100} * 1000 * 1000 * 1000};
+  const MemoryPlan small = memory_of(llama_8b(), {1, 1, 1, 1}, host, request);
+  CHECK(small.max_num_seqs == 256);
+  // 256 rows of 128 tokens and a quarter more, 262144 bytes a token.
+  CHECK(static_cast<double>(small.kv) == Approx(256.0 * 128 * 1.25 * 262144).epsilon(0.02));
+  request.lengths = {2000, 2000};
+  const MemoryPlan large = memory_of(llama_8b(), {1, 1, 1, 1}, host, request);
+  CHECK(large.kv <= host.memory_per_rank / 2);
+  CHECK(large.kv > host.memory_per_rank / 2 * 9 / 10);
+}
+
+TEST_CASE("A model that fits one rank runs as replicas") {
+  for (const int world : {1, 2, 6, 8}) {
+    const Plan plan = choose_plan(llama_8b(), gpus(world), request_of());
+    CHECK(plan.layout.dp == world);
+    CHECK(plan.layout.replica() == 1);
+  }
+}
+
+TEST_CASE("Given sizes are kept, the rest is filled up") {
+  const Plan tp = choose_plan(llama_8b(), gpus(8), request_of(0, 0, 2));
+  CHECK(tp.layout.tp == 2);
+  CHECK(tp.layout.world() == 8);
+  const Plan pp = choose_plan(llama_8b(), gpus(8), request_of(2, 4, 0));
+  CHECK(pp.layout.dp == 2);
+  CHECK(pp.layout.pp == 4);
+  CHECK(pp.layout.tp == 1);
+}
+
+TEST_CASE("A model of two ranks spans two, with room for 64 rows") {
+  const Plan two = choose_plan(llama_70b(), gpus(2), request_of());
+  CHECK(two.layout.replica() == 2);
+  CHECK(two.memory.kv_tokens >= 64 * 768);
+  const Plan eight = choose_plan(llama_70b(), gpus(8), request_of());
+  CHECK(eight.memory.fits);
+  CHECK(eight.memory.kv_tokens >= 64 * 768);
+}
+
+TEST_CASE("Tensor parallelism stays inside a node unless it is asked for") {
+  const int64_t small_gpu = int64_t{22} * 1000 * 1000 * 1000;
+  for (const Plan& plan : rank_layouts(llama_70b(), gpus(16, 4, small_gpu), request_of())) {
+    CHECK(plan.layout.tp <= 4);
+  }
+  CHECK(rank_layouts(llama_70b(), gpus(16, 4, small_gpu), request_of(0, 0, 8)).size() == 2);
+}
+
+TEST_CASE("Every layout of the world is listed once, the chosen first") {
+  const auto plans = rank_layouts(llama_8b(), gpus(8), request_of());
+  CHECK(plans.size() == 10);  // (dp, pp, tp) with product 8
+  for (const Plan& plan : plans) {
+    CHECK(plan.layout.world() == 8);
+    CHECK(plan.stages.size() == static_cast<size_t>(plan.layout.pp));
+  }
+  const Plan chosen = choose_plan(llama_8b(), gpus(8), request_of());
+  CHECK(chosen.layout.dp == plans.front().layout.dp);
+}
+
+}  // namespace
+}  // namespace mpinfer::planner
