@@ -79,7 +79,7 @@ GuidedBlocks guided_blocks(const std::vector<RowEntry>& rows, int32_t num_replic
     const auto number = static_cast<int64_t>(blocks.starts.size());
     // The first block of every other replica keeps a row.
     const int64_t last = num_rows - std::max<int64_t>(0, num_replicas - number);
-    const int64_t target = cost_left / (2 * int64_t{num_replicas});
+    const int64_t target = cost_left / (4 * int64_t{num_replicas});
     int64_t cost = 0;
     do {
       cost += cost_of(rows[blocks.order[static_cast<size_t>(at)]]);

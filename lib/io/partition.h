@@ -27,7 +27,7 @@ struct GuidedBlocks {
   std::vector<uint32_t> order;  // positions in rows, costliest first
   std::vector<int64_t> starts;
 };
-// A block holds about 1/(2 · replicas) of the cost that is left, at least one row.
+// A block holds about 1/(4 · replicas) of the cost that is left, at least one row.
 GuidedBlocks guided_blocks(const std::vector<RowEntry>& rows, int32_t num_replicas);
 
 }  // namespace mpinfer::io

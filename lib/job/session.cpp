@@ -230,12 +230,13 @@ NextRange Session::next_range(const engine::Engine& engine) {
   }
   // A block claimed too early is one that a faster replica cannot take.
   if (engine.progress().num_waiting > kFewWaiting) return {};
+  if (first_block_taken_) next_block_ = mesh_->layout.dp + counter_->fetch_and_add(1);
+  first_block_taken_ = true;
   const auto block = static_cast<size_t>(next_block_);
   if (block + 1 >= starts_.size()) {
     next_block_ = -1;
     return {.range = {}, .closed = true};
   }
-  next_block_ = mesh_->layout.dp + counter_->fetch_and_add(1);
   return {.range = {starts_[block], starts_[block + 1]}};
 }
 

@@ -121,7 +121,8 @@ class Session {
   std::vector<io::Row> rows_;
   std::vector<int64_t> starts_;  // dynamic: blocks
   std::unique_ptr<comm::SharedCounter> counter_;
-  int64_t next_block_ = -1;  // dynamic: -1: none left
+  int64_t next_block_ = -1;         // -1: none left
+  bool first_block_taken_ = false;  // dynamic: further ones come from the counter
   std::unique_ptr<io::InputLines> lines_;
   std::unique_ptr<io::JournalWriter> journal_;
   std::string journal_path_;

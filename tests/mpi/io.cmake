@@ -1,6 +1,4 @@
-if(EXISTS "${CMAKE_CURRENT_SOURCE_DIR}/support/mpi_main.cpp")
-  mpinfer_test(io_mpi
-    SOURCES support/mpi_main.cpp mpi/io/exchange_test.cpp
-    LINKS mpinfer_io
-    RANKS 1 2 4)
-endif()
+mpinfer_test(io_mpi
+  SOURCES support/mpi_main.cpp mpi/io/exchange_test.cpp
+  LINKS mpinfer_io
+  RANKS 1 2 4)
