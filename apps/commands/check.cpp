@@ -38,7 +38,7 @@ planner::Plan plan_check(const Options& options, const model::ModelConfig& confi
     hardware.memory_per_rank = available_host_memory() / world_size;
   }
   planner::PlanRequest request = make_plan_request(options, config, hardware.cuda);
-  request.lengths = lengths_of_input(options, default_max_tokens);
+  read_lengths(&request, options, default_max_tokens);
   return planner::choose_plan(config, hardware, request);
 }
 

@@ -62,7 +62,7 @@ int plan_command(const Options& options, int world_size) {
   const model::ModelConfig config = model::load_model_config(options.model);
   const planner::Hardware hardware = hardware_of(options, world_size);
   planner::PlanRequest request = make_plan_request(options, config, hardware.cuda);
-  request.lengths = lengths_of_input(options, options.sampling.max_tokens.value_or(0));
+  read_lengths(&request, options, options.sampling.max_tokens.value_or(0));
   fmt::print("{}: {} layers, hidden {}, {} heads, {} KV heads of {}, vocabulary {}\n",
              config.architecture, config.num_layers(), config.hidden_size,
              config.num_attention_heads, config.num_key_value_heads, config.head_dim,

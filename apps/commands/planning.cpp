@@ -79,9 +79,9 @@ planner::PlanRequest make_plan_request(const Options& options, const model::Mode
   return request;
 }
 
-planner::Lengths lengths_of_input(const Options& options, int64_t default_max_tokens) {
-  planner::Lengths lengths;
-  if (options.input.empty()) return lengths;
+void read_lengths(planner::PlanRequest* request, const Options& options,
+                  int64_t default_max_tokens) {
+  if (options.input.empty()) return;
   io::IndexOptions index_options;
   index_options.files = options.input;
   index_options.skip = options.skip;
@@ -90,14 +90,15 @@ planner::Lengths lengths_of_input(const Options& options, int64_t default_max_to
   if (default_max_tokens > 0)
     index_options.default_completion_tokens = checked_cast<uint32_t>(default_max_tokens);
   const io::InputIndex index = io::build_index(index_options);
-  if (index.rows.empty()) return lengths;
-  lengths = {0, 0};
+  if (index.rows.empty()) return;
+  planner::Lengths lengths{0, 0};
   const auto num_rows = static_cast<double>(index.rows.size());
   for (const io::RowEntry& row : index.rows) {
     lengths.prompt += row.prompt_tokens / num_rows;
     lengths.completion += row.completion_tokens / num_rows;
   }
-  return lengths;
+  request->lengths = lengths;
+  request->num_rows = static_cast<int64_t>(index.rows.size());
 }
 
 }  // namespace mpinfer::apps

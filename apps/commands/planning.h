@@ -17,8 +17,9 @@ int64_t available_host_memory();
 planner::PlanRequest make_plan_request(const Options& options, const model::ModelConfig& config,
                                        bool cuda);
 
-// The typical row of the input, estimated from its index; the planner's own guess without rows.
-// Throws Error(kInputUnreadable).
-planner::Lengths lengths_of_input(const Options& options, int64_t default_max_tokens);
+// Number and typical length of the input's rows, estimated from its index; the planner's own guess
+// without rows. Throws Error(kInputUnreadable).
+void read_lengths(planner::PlanRequest* request, const Options& options,
+                  int64_t default_max_tokens);
 
 }  // namespace mpinfer::apps

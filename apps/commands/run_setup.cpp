@@ -206,6 +206,7 @@ planner::Plan plan_run(const Options& options, const model::ModelConfig& config,
   if (input.num_rows > 0) {
     request.lengths.prompt = input.mean_prompt_tokens;
     request.lengths.completion = input.mean_completion_tokens;
+    request.num_rows = input.num_rows;
   }
   return planner::choose_plan(config, hardware, request);
 }

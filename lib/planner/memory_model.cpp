@@ -119,7 +119,12 @@ MemoryPlan plan_memory(const model::ModelConfig& config, const comm::Layout& lay
   if (request.kv_cache_memory_bytes > 0) {
     kv = std::min(left, request.kv_cache_memory_bytes);
   } else if (!hardware.cuda) {
-    const int64_t needed = cost.of_sequence(config, typical, request) * plan.max_num_seqs * 5 / 4;
+    // As many sequences as may run at once, and no more than the replica has rows.
+    int64_t sequences = plan.max_num_seqs;
+    if (request.num_rows > 0) {
+      sequences = std::min(sequences, (request.num_rows + layout.dp - 1) / layout.dp);
+    }
+    const int64_t needed = cost.of_sequence(config, typical, request) * sequences * 5 / 4;
     kv = std::min(
         {left, plan.limit / 2, std::max(needed, cost.of_sequence(config, longest, request))});
   }

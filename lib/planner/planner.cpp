@@ -60,10 +60,11 @@ std::string reason_for(const Plan& plan, const Hardware& hardware, const PlanReq
   if (layout.world() == 1) return "one rank";
   if (layout.replica() == 1)
     return "the model fits one rank, and replicas share nothing while they generate";
-  std::string reason = "one rank is too small for the model";
-  if (request.pp > 0 || request.tp > 0) reason = "with the sizes given";
-  if (layout.tp > 1 && hardware.nodes > 1) reason += "; tp stays inside a node";
-  if (layout.pp > 1) reason += "; stages move less between ranks than tp";
+  const bool sizes_given = request.dp > 0 || request.pp > 0 || request.tp > 0;
+  std::string reason = sizes_given ? "best with the sizes given"
+                                   : "one rank is too small for the model with KV for 64 rows";
+  if (request.tp == 0 && layout.tp > 1 && hardware.nodes > 1) reason += "; tp stays inside a node";
+  if (!sizes_given && layout.pp > 1) reason += "; stages move less between ranks than tp";
   return reason;
 }
 
@@ -128,7 +129,13 @@ std::vector<Plan> rank_layouts(const model::ModelConfig& config, const Hardware&
   }
   const double typical = request.lengths.prompt + request.lengths.completion;
   const auto roomy = [&](const Plan& plan) {
-    return plan.memory.fits && static_cast<double>(plan.memory.kv_tokens) >= 64 * typical;
+    // KV for 64 typical rows, or for all that a replica gets.
+    int64_t wanted = 64;
+    if (request.num_rows > 0) {
+      wanted = std::min(wanted, (request.num_rows + plan.layout.dp - 1) / plan.layout.dp);
+    }
+    return plan.memory.fits &&
+           static_cast<double>(plan.memory.kv_tokens) >= static_cast<double>(wanted) * typical;
   };
   std::stable_sort(plans.begin(), plans.end(), [&](const Plan& a, const Plan& b) {
     if (a.memory.fits != b.memory.fits) return a.memory.fits;

@@ -36,6 +36,7 @@ struct PlanRequest {
   int32_t max_num_seqs = 0;           // 0: by memory
   DType activation = DType::kF32;
   Lengths lengths;
+  int64_t num_rows = 0;  // of the whole job; 0: not known
   // Bytes beside weights and KV on a rank of the layout (forward, LM head, step buffers), by a dry
   // run of the rooms above.
   std::function<int64_t(const comm::Layout&, int32_t max_num_seqs, int64_t max_model_len)>

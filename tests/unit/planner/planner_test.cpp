@@ -206,6 +206,24 @@ TEST_CASE("Host memory: what the input needs, at most half") {
   CHECK(large.kv > host.memory_per_rank / 2 * 9 / 10);
 }
 
+TEST_CASE("Few rows need little host memory and still run as replicas") {
+  PlanRequest request = request_of();
+  request.activation = DType::kF32;
+  request.lengths = {2000, 2000};
+  request.num_rows = 6;
+  const Hardware host{2, 1, false, int64_t{40} * 1000 * 1000 * 1000};
+  const Plan plan = choose_plan(llama_8b(), host, request);
+  CHECK(plan.layout.dp == 2);
+  PlanRequest more = request;
+  more.num_rows = 600;
+  more.max_model_len = request.max_model_len = 4096;
+  const MemoryPlan few = memory_of(llama_8b(), {2, 1, 1, 1}, host, request);
+  const MemoryPlan many = memory_of(llama_8b(), {2, 1, 1, 1}, host, more);
+  // Three rows a replica and a quarter more, 262144 bytes a token.
+  CHECK(static_cast<double>(few.kv) == Approx(3.0 * 4000 * 1.25 * 262144).epsilon(0.02));
+  CHECK(many.kv > few.kv);
+}
+
 TEST_CASE("A model that fits one rank runs as replicas") {
   for (const int world : {1, 2, 6, 8}) {
     const Plan plan = choose_plan(llama_8b(), gpus(world), request_of());
