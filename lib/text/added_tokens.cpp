@@ -72,6 +72,10 @@ int32_t AddedTokens::Trie::longest(std::string_view text, size_t at, size_t* end
 }
 
 std::vector<Section> AddedTokens::split(std::string_view text, const Trie& trie) const {
+  if (trie.nodes.size() == 1) {
+    if (text.empty()) return {};
+    return {{-1, {0, text.size()}}};
+  }
   std::vector<Section> sections;
   size_t taken = 0;  // everything before is in sections
   for (size_t at = 0; at < text.size();) {

@@ -4,7 +4,6 @@
 
 #include <algorithm>
 #include <cstring>
-#include <mutex>
 #include <queue>
 
 #include "lib/core/error.h"
@@ -14,6 +13,8 @@
 
 namespace mpinfer::text {
 namespace {
+
+constexpr std::string_view kMetaspace = "\xE2\x96\x81";
 
 uint64_t mix(uint64_t x) {
   x ^= x >> 32;
@@ -28,44 +29,37 @@ uint64_t pair_key(int32_t left, int32_t right) {
 
 }  // namespace
 
-// Words come again: ids of short pieces by their bytes, direct-mapped, a lock a stripe.
-struct Bpe::Cache {
-  static constexpr size_t kKeyBytes = 24;
-  static constexpr size_t kIds = 6;
-  static constexpr size_t kEntries = 1 << 15;
-  static constexpr size_t kStripes = 64;
-  struct Entry {
-    uint8_t length = 0;
-    uint8_t num_ids = 0;
-    char key[kKeyBytes];
-    int32_t ids[kIds];
-  };
-  std::vector<Entry> entries = std::vector<Entry>(kEntries);
-  std::array<std::mutex, kStripes> locks;
+Bpe::Worker::Worker() = default;
 
-  static size_t place_of(std::string_view piece) {
-    uint64_t words[3] = {0, 0, 0};
-    std::memcpy(words, piece.data(), piece.size());
-    return mix(words[0] * 0x9E3779B97F4A7C15U ^ mix(words[1] + piece.size()) ^ words[2]) % kEntries;
+WordCache::Entry& WordCache::find(std::string_view word, bool* held) {
+  const auto load = [&word](size_t at, auto value) {
+    std::memcpy(&value, word.data() + at, sizeof(value));
+    return static_cast<uint64_t>(value);
+  };
+  const size_t size = word.size();
+  uint64_t key[3] = {0, 0, 0};  // with the length, all bytes of word
+  if (size >= 8) {
+    key[0] = load(0, uint64_t{});
+    key[1] = load(size - 8, uint64_t{});
+    if (size > 16) key[2] = load(8, uint64_t{});
+  } else if (size >= 4) {
+    key[0] = load(0, uint32_t{});
+    key[1] = load(size - 4, uint32_t{});
+  } else {
+    key[0] = load(0, uint8_t{}) | load(size / 2, uint8_t{}) << 8 | load(size - 1, uint8_t{}) << 16;
   }
-  bool find(std::vector<int32_t>& out, std::string_view piece, size_t place) {
-    const std::lock_guard lock(locks[place % kStripes]);
-    const Entry& entry = entries[place];
-    if (entry.length != piece.size() || std::memcmp(entry.key, piece.data(), piece.size()) != 0)
-      return false;
-    out.insert(out.end(), entry.ids, entry.ids + entry.num_ids);
-    return true;
+  uint64_t hash = key[0] * 0x9E3779B97F4A7C15U;
+  hash = (hash ^ hash >> 29 ^ key[1]) * 0xD6E8FEB86659FD93U;
+  hash = (hash ^ hash >> 31 ^ key[2] ^ size) * 0x9E3779B97F4A7C15U;
+  Entry& entry = entries_[(hash ^ hash >> 32) % kEntries];
+  *held = entry.length == size && entry.key[0] == key[0] && entry.key[1] == key[1] &&
+          entry.key[2] == key[2];
+  if (!*held) {
+    std::copy(key, key + 3, entry.key);
+    entry.length = 0;
   }
-  void keep(std::string_view piece, size_t place, const int32_t* ids, size_t num_ids) {
-    if (num_ids > kIds) return;
-    const std::lock_guard lock(locks[place % kStripes]);
-    Entry& entry = entries[place];
-    entry.length = static_cast<uint8_t>(piece.size());
-    entry.num_ids = static_cast<uint8_t>(num_ids);
-    std::memcpy(entry.key, piece.data(), piece.size());
-    std::memcpy(entry.ids, ids, num_ids * sizeof(int32_t));
-  }
-};
+  return entry;
+}
 
 void Bpe::MergeTable::reserve(size_t count) {
   size_t size = 16;
@@ -89,10 +83,7 @@ const Bpe::Merge* Bpe::MergeTable::find(int32_t left, int32_t right) const {
   }
 }
 
-Bpe::~Bpe() = default;
-
-Bpe::Bpe(const Field& field, bool byte_level)
-    : byte_level_(byte_level), cache_(std::make_unique<Cache>()) {
+Bpe::Bpe(const Field& field, bool byte_level) : byte_level_(byte_level) {
   const std::string type = field.text("type", "BPE");
   if (type != "BPE")
     field.refuse(fmt::format("type {} is not read; mpinfer reads BPE", printable(type)));
@@ -165,6 +156,8 @@ void Bpe::read_vocabulary(const Field& field) {
 void Bpe::read_merges(const Field& field) {
   const size_t count = field.size();
   merges_.reserve(count);
+  cut_at_metaspace_ =
+      !byte_level_ && !ignore_merges_ && vocabulary_.contains(std::string(kMetaspace));
   for (size_t i = 0; i < count; ++i) {
     const auto& merge = field.json()[i];
     std::string left;
@@ -191,6 +184,7 @@ void Bpe::read_merges(const Field& field) {
       field.item(i).refuse(fmt::format("merge of {} and {} is not in the vocabulary",
                                        printable(left), printable(right)));
     }
+    if (right.starts_with(kMetaspace) && !left.ends_with(kMetaspace)) cut_at_metaspace_ = false;
     merges_.insert(left_id->second, right_id->second, {static_cast<int32_t>(i), merged_id->second});
   }
 }
@@ -239,20 +233,38 @@ void Bpe::character_symbols(std::vector<Symbol>& symbols, std::string_view piece
   }
 }
 
-void Bpe::encode(std::vector<int32_t>& out, std::string_view piece) const {
-  if (piece.empty()) return;
-  const bool cached = piece.size() <= Cache::kKeyBytes;
-  const size_t place = cached ? Cache::place_of(piece) : 0;
-  if (cached && cache_->find(out, piece, place)) return;
+void Bpe::encode(std::vector<int32_t>& out, std::string_view piece, Worker& worker) const {
+  if (!cut_at_metaspace_) return encode_word(out, piece, worker);
+  size_t begin = 0;
+  for (size_t at = piece.find(kMetaspace); at != std::string_view::npos;
+       at = piece.find(kMetaspace, at)) {
+    if (at > begin) encode_word(out, piece.substr(begin, at - begin), worker);
+    begin = at;
+    while (piece.substr(at, kMetaspace.size()) == kMetaspace) at += kMetaspace.size();
+  }
+  encode_word(out, piece.substr(begin), worker);
+}
+
+void Bpe::encode_word(std::vector<int32_t>& out, std::string_view word, Worker& worker) const {
+  if (word.empty()) return;
+  WordCache::Entry* entry = nullptr;
+  if (word.size() <= WordCache::kMostBytes) {
+    bool held = false;
+    entry = &worker.cache.find(word, &held);
+    if (held) {
+      out.insert(out.end(), entry->ids, entry->ids + entry->num_ids);
+      return;
+    }
+  }
   const size_t begin = out.size();
   const auto& whole = byte_level_ ? by_bytes_ : vocabulary_;
-  const auto known = ignore_merges_ ? whole.find(std::string(piece)) : whole.end();
+  const auto known = ignore_merges_ ? whole.find(word) : whole.end();
   if (known != whole.end()) {
     out.push_back(known->second);
   } else {
-    std::vector<Symbol> symbols;
-    symbols.reserve(piece.size());
-    first_symbols(symbols, piece);
+    auto& symbols = worker.symbols;
+    symbols.clear();
+    first_symbols(symbols, word);
     constexpr size_t kShort = 48;
     symbols.size() <= kShort ? merge_short(symbols) : merge_long(symbols);
     for (int32_t at = symbols.empty() ? -1 : 0; at >= 0;
@@ -260,7 +272,12 @@ void Bpe::encode(std::vector<int32_t>& out, std::string_view piece) const {
       out.push_back(symbols[static_cast<size_t>(at)].id);
     }
   }
-  if (cached) cache_->keep(piece, place, out.data() + begin, out.size() - begin);
+  const size_t num_ids = out.size() - begin;
+  if (entry != nullptr && num_ids <= WordCache::kMostIds) {
+    entry->length = static_cast<uint8_t>(word.size());
+    entry->num_ids = static_cast<uint8_t>(num_ids);
+    std::copy(out.begin() + static_cast<std::ptrdiff_t>(begin), out.end(), entry->ids);
+  }
 }
 
 // Looks at every pair for each merge: fastest for words.

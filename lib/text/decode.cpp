@@ -104,11 +104,11 @@ class ReplaceDecode : public DecodeStage {
   ReplaceDecode(std::shared_ptr<const Regex> pattern, std::string content)
       : pattern_(std::move(pattern)), content_(std::move(content)) {}
   void push(std::string_view token, const Emit& emit) override {
-    const auto spans = pattern_->find_all(token);
-    if (!spans || spans->empty()) return emit(token);
+    std::vector<Span> spans;
+    if (!pattern_->find_all(spans, token) || spans.empty()) return emit(token);
     std::string out;
     size_t at = 0;
-    for (const Span& span : *spans) {
+    for (const Span& span : spans) {
       out += token.substr(at, span.begin - at);
       out += content_;
       at = span.end;

@@ -75,12 +75,13 @@ class Replace : public Normalizer {
   Replace(Regex pattern, std::string content)
       : pattern_(std::move(pattern)), content_(std::move(content)) {}
   Expected<void> apply(std::string& text) const override {
-    const auto spans = pattern_.find_all(text);
-    if (!spans) return tl::make_unexpected(spans.error());
-    if (spans->empty()) return {};
+    std::vector<Span> spans;
+    if (auto done = pattern_.find_all(spans, text); !done) return done;
+    if (spans.empty()) return {};
     std::string out;
+    out.reserve(text.size() + spans.size() * content_.size());
     size_t at = 0;
-    for (const Span& span : *spans) {
+    for (const Span& span : spans) {
       out.append(text, at, span.begin - at);
       out += content_;
       at = span.end;

@@ -2,8 +2,7 @@
 
 #include <fmt/core.h>
 
-#include "lib/text/regex.h"
-#include "lib/text/utf8.h"
+#include "lib/core/log.h"
 
 namespace mpinfer::text {
 namespace {
@@ -11,6 +10,13 @@ namespace {
 constexpr int kDeepest = 16;
 constexpr const char* kGpt2Pattern =
     R"('s|'t|'re|'ve|'m|'ll|'d| ?\p{L}+| ?\p{N}+| ?[^\s\p{L}\p{N}]+|\s+(?!\S)|\s+)";
+
+// \w+|[^\w\s]+ with \w as Rust's regex has it.
+#define WORD                                                            \
+  R"(\p{L}\p{M}\p{Nd}\p{Nl}\p{Pc}\x{24b6}-\x{24e9}\x{1f130}-\x{1f149})" \
+  R"(\x{1f150}-\x{1f169}\x{1f170}-\x{1f189}\x{200c}\x{200d})"
+constexpr const char* kWordPattern = "[" WORD "]+|[^" WORD R"(\s]+)";
+#undef WORD
 
 enum class Behavior : uint8_t {
   kRemoved,
@@ -27,88 +33,67 @@ Behavior behavior_of(const Field& field, const std::string& otherwise) {
   if (name == "MergedWithPrevious") return Behavior::kMergedWithPrevious;
   if (name == "MergedWithNext") return Behavior::kMergedWithNext;
   if (name == "Contiguous") return Behavior::kContiguous;
-  field.refuse(fmt::format("behavior {} is not known", name));
+  field.refuse(fmt::format("behavior {} is not known", printable(name)));
 }
 
-struct Run {
-  Span span;
-  bool match = false;
-};
+// Joins matches and the gaps between them into pieces, one run after the other, as Hugging Face's
+// SplitDelimiterBehavior.
+class Joiner {
+ public:
+  Joiner(std::vector<Span>& out, Behavior behavior, bool invert)
+      : out_(out), first_(out.size()), behavior_(behavior), invert_(invert) {}
 
-// The text as matches and what lies between them.
-std::vector<Run> runs_of(const std::vector<Span>& matches, size_t size, bool invert) {
-  std::vector<Run> runs;
-  size_t at = 0;
-  for (const Span& match : matches) {
-    if (match.begin > at) runs.push_back({{at, match.begin}, invert});
-    runs.push_back({match, !invert});
-    at = match.end;
-  }
-  if (at < size) runs.push_back({{at, size}, invert});
-  return runs;
-}
-
-// Which runs become pieces, as Hugging Face's SplitDelimiterBehavior.
-std::vector<Span> join(const std::vector<Run>& runs, Behavior behavior) {
-  std::vector<Span> out;
-  bool previous_match = false;
-  for (size_t i = 0; i < runs.size(); ++i) {
-    const Run& run = runs[i];
-    switch (behavior) {
+  void add(Span span, bool found) {
+    const bool match = found != invert_;
+    const bool any = out_.size() > first_;
+    bool extend = false;
+    switch (behavior_) {
       case Behavior::kRemoved:
-        if (!run.match) out.push_back(run.span);
+        if (match) return;
         break;
       case Behavior::kIsolated:
-        out.push_back(run.span);
         break;
       case Behavior::kContiguous:
-        if (!out.empty() && run.match == previous_match) {
-          out.back().end = run.span.end;
-        } else {
-          out.push_back(run.span);
-        }
+        extend = any && match == previous_match_;
         break;
       case Behavior::kMergedWithPrevious:
-        if (run.match && !out.empty() && !previous_match) {
-          out.back().end = run.span.end;
-        } else {
-          out.push_back(run.span);
-        }
+        extend = match && any && !previous_match_;
         break;
-      case Behavior::kMergedWithNext:
-        // A match takes in the run after it, unless that is a match too.
-        if (!run.match && i > 0 && previous_match) {
-          out.back().end = run.span.end;
-        } else {
-          out.push_back(run.span);
-        }
+      case Behavior::kMergedWithNext:  // unless the next is a match too
+        extend = !match && any && previous_match_;
         break;
     }
-    previous_match = run.match;
+    extend ? void(out_.back().end = span.end) : out_.push_back(span);
+    previous_match_ = match;
   }
-  return out;
-}
 
-void cut(std::vector<Piece>& out, const Piece& piece, const std::vector<Span>& spans) {
-  for (const Span& span : spans) {
-    if (span.end == span.begin) continue;
-    out.push_back(
-        {piece.text.substr(span.begin, span.end - span.begin), piece.at_start && span.begin == 0});
-  }
-}
+ private:
+  std::vector<Span>& out_;
+  size_t first_;
+  Behavior behavior_;
+  bool invert_;
+  bool previous_match_ = false;
+};
 
 class Split : public PreTokenizer {
  public:
   Split(Regex pattern, Behavior behavior, bool invert)
       : pattern_(std::move(pattern)), behavior_(behavior), invert_(invert) {}
-  Expected<void> apply(std::vector<Piece>& pieces) const override {
-    std::vector<Piece> out;
-    for (const Piece& piece : pieces) {
-      const auto matches = pattern_.find_all(piece.text);
-      if (!matches) return tl::make_unexpected(matches.error());
-      cut(out, piece, join(runs_of(*matches, piece.text.size(), invert_), behavior_));
+  Expected<void> apply(Pieces& pieces) const override {
+    pieces.next.clear();
+    for (const Span& piece : pieces.spans) {
+      const auto text = pieces.text.substr(piece.begin, piece.end - piece.begin);
+      if (auto done = pattern_.find_all(pieces.found, text); !done) return done;
+      Joiner joiner(pieces.next, behavior_, invert_);
+      size_t at = 0;
+      for (const Span& match : pieces.found) {
+        if (match.begin > at) joiner.add({piece.begin + at, piece.begin + match.begin}, false);
+        joiner.add({piece.begin + match.begin, piece.begin + match.end}, true);
+        at = match.end;
+      }
+      if (at < text.size()) joiner.add({piece.begin + at, piece.end}, false);
     }
-    pieces = std::move(out);
+    std::swap(pieces.spans, pieces.next);
     return {};
   }
 
@@ -118,19 +103,37 @@ class Split : public PreTokenizer {
   bool invert_;
 };
 
+// Rewrites every piece: append(out, piece, first) appends its new text.
+template <class Append>
+void rewrite(Pieces& pieces, Append append) {
+  pieces.rewritten.clear();
+  pieces.next.clear();
+  for (const Span& span : pieces.spans) {
+    const size_t begin = pieces.rewritten.size();
+    append(pieces.rewritten, pieces.text.substr(span.begin, span.end - span.begin),
+           pieces.at_start && span.begin == 0);
+    pieces.next.push_back({begin, pieces.rewritten.size()});
+  }
+  pieces.at_start = pieces.at_start && !pieces.spans.empty() && pieces.spans[0].begin == 0;
+  std::swap(pieces.changed, pieces.rewritten);
+  pieces.text = pieces.changed;
+  std::swap(pieces.spans, pieces.next);
+}
+
 class ByteLevel : public PreTokenizer {
  public:
-  ByteLevel(const Field& field)
+  explicit ByteLevel(const Field& field)
       : add_prefix_space_(field.flag("add_prefix_space", true)),
         split_(field.flag("use_regex", true)
                    ? std::make_unique<Split>(Regex(kGpt2Pattern, field.where()),
                                              Behavior::kIsolated, false)
                    : nullptr) {}
-  Expected<void> apply(std::vector<Piece>& pieces) const override {
+  Expected<void> apply(Pieces& pieces) const override {
     if (add_prefix_space_) {
-      for (Piece& piece : pieces) {
-        if (!piece.text.empty() && piece.text[0] != ' ') piece.text.insert(0, 1, ' ');
-      }
+      rewrite(pieces, [](std::string& out, std::string_view piece, bool) {
+        if (piece[0] != ' ') out += ' ';
+        out += piece;
+      });
     }
     return split_ != nullptr ? split_->apply(pieces) : Expected<void>();
   }
@@ -144,24 +147,23 @@ class ByteLevel : public PreTokenizer {
 class Metaspace : public PreTokenizer {
  public:
   explicit Metaspace(const Field& field) : replacement_(field.text("replacement", "\xE2\x96\x81")) {
+    if (replacement_.empty()) field.refuse("replacement must not be empty");
     scheme_ =
         field.text("prepend_scheme", field.flag("add_prefix_space", true) ? "always" : "never");
     if (scheme_ != "always" && scheme_ != "first" && scheme_ != "never") {
-      field.refuse(fmt::format("prepend_scheme {} is not known", scheme_));
+      field.refuse(fmt::format("prepend_scheme {} is not known", printable(scheme_)));
     }
     if (field.flag("split", true)) {
-      split_ = std::make_unique<Split>(Regex::literal(replacement_, field.where()),
-                                       Behavior::kMergedWithNext, false);
+      split_ =
+          std::make_unique<Split>(Regex::literal(replacement_), Behavior::kMergedWithNext, false);
     }
   }
-  Expected<void> apply(std::vector<Piece>& pieces) const override {
-    for (Piece& piece : pieces) {
-      std::string out;
-      for (const char c : piece.text) c == ' ' ? out += replacement_ : out += c;
-      const bool prepend = scheme_ == "always" || (scheme_ == "first" && piece.at_start);
-      if (prepend && out.rfind(replacement_, 0) != 0) out.insert(0, replacement_);
-      piece.text = std::move(out);
-    }
+  Expected<void> apply(Pieces& pieces) const override {
+    rewrite(pieces, [this](std::string& out, std::string_view piece, bool at_start) {
+      const bool prepend = scheme_ == "always" || (scheme_ == "first" && at_start);
+      if (prepend && piece[0] != ' ' && !piece.starts_with(replacement_)) out += replacement_;
+      for (const char c : piece) c == ' ' ? out += replacement_ : out += c;
+    });
     return split_ != nullptr ? split_->apply(pieces) : Expected<void>();
   }
 
@@ -174,7 +176,7 @@ class Metaspace : public PreTokenizer {
 class Sequence : public PreTokenizer {
  public:
   explicit Sequence(std::vector<std::unique_ptr<PreTokenizer>> steps) : steps_(std::move(steps)) {}
-  Expected<void> apply(std::vector<Piece>& pieces) const override {
+  Expected<void> apply(Pieces& pieces) const override {
     for (const auto& step : steps_) {
       if (auto done = step->apply(pieces); !done) return done;
     }
@@ -222,15 +224,22 @@ std::unique_ptr<PreTokenizer> make(const Field& field, int depth) {
   }
   if (type == "Punctuation")
     return split(R"([!-/:-@\[-`{-~\p{P}])", behavior_of(field, "Isolated"), false);
-  if (type == "Whitespace") return split(R"(\w+|[^\w\s]+)", Behavior::kRemoved, true);
+  if (type == "Whitespace") return split(kWordPattern, Behavior::kRemoved, true);
   if (type == "WhitespaceSplit") return split(R"(\s)", Behavior::kRemoved, false);
   field.refuse(fmt::format(
       "pre-tokenizer type {} is not known; known: Sequence, Split, ByteLevel, Digits, Metaspace, "
       "Punctuation, Whitespace, WhitespaceSplit",
-      type));
+      printable(type)));
 }
 
 }  // namespace
+
+void Pieces::reset(std::string_view text_in, bool at_start_in) {
+  text = text_in;
+  at_start = at_start_in;
+  spans.clear();
+  if (!text.empty()) spans.push_back({0, text.size()});
+}
 
 std::unique_ptr<PreTokenizer> make_pre_tokenizer(const Field& field) {
   return make(field, 0);

@@ -10,18 +10,28 @@
 
 #include "lib/core/result.h"
 #include "lib/text/json_fields.h"
+#include "lib/text/regex.h"
 
 namespace mpinfer::text {
 
-struct Piece {
-  std::string text;
-  bool at_start = false;  // begins at offset 0 of the whole input (Metaspace "first")
+// A text and its pieces, which follow each other; what lies between them is dropped.
+struct Pieces {
+  std::string_view text;    // borrowed, or of changed
+  std::vector<Span> spans;  // never empty ones
+  bool at_start = false;    // text begins at offset 0 of the whole input (Metaspace "first")
+  std::string changed;      // text that a step rewrote
+  std::vector<Span> next;   // working memory of the steps
+  std::vector<Span> found;
+  std::string rewritten;
+
+  // One piece: all of text_in, which must outlive this use.
+  void reset(std::string_view text_in, bool at_start_in);
 };
 
 class PreTokenizer {
  public:
   virtual ~PreTokenizer() = default;
-  virtual Expected<void> apply(std::vector<Piece>& pieces) const = 0;
+  virtual Expected<void> apply(Pieces& pieces) const = 0;
   // Pieces are bytes of a byte-level vocabulary.
   virtual bool byte_level() const { return false; }
 };

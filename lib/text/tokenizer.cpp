@@ -6,6 +6,7 @@
 
 #include <algorithm>
 #include <fstream>
+#include <mutex>
 #include <nlohmann/json.hpp>
 
 #include "lib/core/error.h"
@@ -96,7 +97,9 @@ class BpeTokenizer : public Tokenizer {
           RowError{"invalid_utf8", fmt::format("the text is not UTF-8 at byte {}", at), ""});
     }
     std::vector<int32_t> ids;
+    ids.reserve(text.size() / 3 + special_tokens_.before.size() + special_tokens_.after.size());
     if (add_special_tokens) ids = special_tokens_.before;
+    const Lease lease(*this);
     for (const Section& section : added_->split_raw(text)) {
       if (section.id >= 0) {
         ids.push_back(section.id);
@@ -104,7 +107,7 @@ class BpeTokenizer : public Tokenizer {
       }
       std::string part(text.substr(section.span.begin, section.span.end - section.span.begin));
       if (auto done = normalizer_->apply(part); !done) return tl::make_unexpected(done.error());
-      if (auto done = encode_normalized(ids, part, section.span.begin == 0); !done) {
+      if (auto done = encode_normalized(ids, part, section.span.begin == 0, *lease.worker); !done) {
         return tl::make_unexpected(done.error());
       }
     }
@@ -170,18 +173,45 @@ class BpeTokenizer : public Tokenizer {
     }
   }
 
-  Expected<void> encode_normalized(std::vector<int32_t>& ids, const std::string& part,
-                                   bool at_start) const {
+  // Working memory of one encode; kept for the next.
+  struct Worker {
+    Bpe::Worker bpe;
+    Pieces pieces;
+  };
+  struct Lease {
+    const BpeTokenizer& owner;
+    std::unique_ptr<Worker> worker;
+
+    explicit Lease(const BpeTokenizer& tokenizer) : owner(tokenizer) {
+      const std::lock_guard guard(owner.lock_);
+      if (!owner.idle_.empty()) {
+        worker = std::move(owner.idle_.back());
+        owner.idle_.pop_back();
+      } else {
+        worker = std::make_unique<Worker>();
+      }
+    }
+    ~Lease() {
+      const std::lock_guard guard(owner.lock_);
+      owner.idle_.push_back(std::move(worker));
+    }
+    Lease(const Lease&) = delete;
+    Lease& operator=(const Lease&) = delete;
+  };
+
+  Expected<void> encode_normalized(std::vector<int32_t>& ids, std::string_view part, bool at_start,
+                                   Worker& worker) const {
+    Pieces& pieces = worker.pieces;
     for (const Section& section : added_->split_normalized(part)) {
       if (section.id >= 0) {
         ids.push_back(section.id);
         continue;
       }
-      std::vector<Piece> pieces = {
-          {part.substr(section.span.begin, section.span.end - section.span.begin),
-           at_start && section.span.begin == 0}};
+      pieces.reset(part.substr(section.span.begin, section.span.end - section.span.begin),
+                   at_start && section.span.begin == 0);
       if (auto done = pre_tokenizer_->apply(pieces); !done) return done;
-      for (const Piece& piece : pieces) bpe_.encode(ids, piece.text);
+      for (const Span& span : pieces.spans)
+        bpe_.encode(ids, pieces.text.substr(span.begin, span.end - span.begin), worker.bpe);
     }
     return {};
   }
@@ -195,6 +225,8 @@ class BpeTokenizer : public Tokenizer {
   std::vector<std::string> names_;  // by id; empty: no such token
   std::vector<bool> special_;
   uint64_t fingerprint_;
+  mutable std::mutex lock_;
+  mutable std::vector<std::unique_ptr<Worker>> idle_;  // guarded by lock_
 };
 
 }  // namespace

@@ -2,6 +2,8 @@
 
 #include <utf8proc.h>
 
+#include <cstring>
+
 namespace mpinfer::text {
 namespace {
 
@@ -55,7 +57,10 @@ size_t find_invalid_utf8(std::string_view text) {
   bool cut = false;
   for (size_t at = 0; at < text.size();) {
     if (static_cast<unsigned char>(text[at]) < 0x80) {
-      ++at;
+      uint64_t eight = 0;
+      if (text.size() - at >= sizeof(eight)) std::memcpy(&eight, text.data() + at, sizeof(eight));
+      constexpr uint64_t kHighBits = 0x8080808080808080U;
+      at += text.size() - at >= sizeof(eight) && (eight & kHighBits) == 0 ? sizeof(eight) : 1;
       continue;
     }
     const size_t length = well_formed(text, at, &bad, &cut);
@@ -146,14 +151,11 @@ bool is_word(uint32_t c) {
     case UTF8PROC_CATEGORY_PC:
       return true;
     default:
-      return c == 0x200C || c == 0x200D;  // join controls
+      // join controls and letters in circles and squares
+      return c == 0x200C || c == 0x200D || (c >= 0x24B6 && c <= 0x24E9) ||
+             (c >= 0x1F130 && c <= 0x1F149) || (c >= 0x1F150 && c <= 0x1F169) ||
+             (c >= 0x1F170 && c <= 0x1F189);
   }
-}
-
-bool is_numeric(uint32_t c) {
-  const auto category = utf8proc_category(static_cast<utf8proc_int32_t>(c));
-  return category == UTF8PROC_CATEGORY_ND || category == UTF8PROC_CATEGORY_NL ||
-         category == UTF8PROC_CATEGORY_NO;
 }
 
 }  // namespace mpinfer::text

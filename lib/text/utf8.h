@@ -27,6 +27,5 @@ size_t append_lossy(std::string& out, std::string_view bytes, bool more_may_foll
 
 bool is_white_space(uint32_t code_point);  // property White_Space
 bool is_word(uint32_t code_point);  // \w: alphabetic, mark, decimal number, connector punctuation
-bool is_numeric(uint32_t code_point);  // Nd, Nl, No
 
 }  // namespace mpinfer::text
