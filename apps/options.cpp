@@ -163,10 +163,9 @@ std::string hub_cache() {
     const char* value = std::getenv(name);
     return std::string(value == nullptr ? "" : value);
   };
-  if (const auto cache = variable("HF_HUB_CACHE"); !cache.empty()) return cache;
-  if (const auto home = variable("HF_HOME"); !home.empty()) return home + "/hub";
-  if (const auto cache = variable("XDG_CACHE_HOME"); !cache.empty())
-    return cache + "/huggingface/hub";
+  if (auto cache = variable("HF_HUB_CACHE"); !cache.empty()) return cache;
+  if (auto home = variable("HF_HOME"); !home.empty()) return home + "/hub";
+  if (auto cache = variable("XDG_CACHE_HOME"); !cache.empty()) return cache + "/huggingface/hub";
   return variable("HOME") + "/.cache/huggingface/hub";
 }
 
@@ -231,7 +230,7 @@ struct Parser {
     for (const OptionSpec& spec : option_table()) {
       if (std::find(taken.begin(), taken.end(), spec.name) == taken.end()) continue;
       std::string names = "--" + spec.name;
-      if (!spec.aliases.empty()) names = spec.aliases + "," + names;
+      if (!spec.aliases.empty()) names.insert(0, spec.aliases + ",");
       Values& target = values[command][spec.name];
       CLI::Option* option = nullptr;
       if (spec.value.empty()) {
