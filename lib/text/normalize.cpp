@@ -8,6 +8,7 @@
 #include <cstdlib>
 
 #include "lib/text/regex.h"
+#include "lib/text/unicode_classes.h"
 #include "lib/text/utf8.h"
 
 namespace mpinfer::text {
@@ -15,30 +16,78 @@ namespace {
 
 constexpr int kDeepest = 16;  // sequences within sequences
 
-bool ascii(const std::string& text) {
-  return std::all_of(text.begin(), text.end(),
-                     [](char c) { return static_cast<unsigned char>(c) < 0x80; });
+bool ascii(char c) {
+  return static_cast<unsigned char>(c) < 0x80;
 }
 
+// Ranges where NFC changes nothing and no character combines with another.
+bool plain_in_nfc(uint32_t c) {
+  return c < 0x300 || (c >= 0x400 && c <= 0x482) || (c >= 0x4E00 && c <= 0x9FFF) ||
+         (c >= 0xAC00 && c <= 0xD7A3) || (c >= 0x3041 && c <= 0x3096) ||
+         (c >= 0x30A1 && c <= 0x30FA) || (c >= 0x2010 && c <= 0x2027) ||
+         (c >= 0x1F300 && c <= 0x1FAFF);
+}
+
+// utf8proc sees runs of other than ASCII characters, with the ASCII one that their marks may
+// belong to. Characters that Hugging Face's tables lack end a run: they are starters there that
+// combine with nothing.
 class UnicodeForm : public Normalizer {
  public:
   explicit UnicodeForm(int options)
-      : options_(static_cast<utf8proc_option_t>(options | UTF8PROC_STABLE)) {}
+      : options_(static_cast<utf8proc_option_t>(options | UTF8PROC_STABLE)),
+        nfc_(options == UTF8PROC_COMPOSE) {}
+
   Expected<void> apply(std::string& text) const override {
-    if (ascii(text)) return {};
-    utf8proc_uint8_t* out = nullptr;
-    const auto length = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(text.data()),
-                                     static_cast<utf8proc_ssize_t>(text.size()), &out, options_);
-    if (length < 0) {
-      return tl::make_unexpected(RowError{"tokenizer_error", utf8proc_errmsg(length), ""});
+    std::string out;
+    size_t at = 0;
+    while (at < text.size()) {
+      const size_t begin = static_cast<size_t>(
+          std::find_if_not(text.begin() + static_cast<std::ptrdiff_t>(at), text.end(), ascii) -
+          text.begin());
+      if (begin == text.size() && at == 0) return {};
+      bool plain = nfc_;
+      size_t end = begin;
+      while (end < text.size() && !ascii(text[end])) {
+        const uint32_t c = code_point_at(text, end);
+        const bool plain_here = nfc_ && plain_in_nfc(c);
+        if (!plain_here && is_inert(c)) break;
+        plain = plain && plain_here;
+        end += utf8_length(text[end]);
+      }
+      if (!plain && end > begin) {
+        const size_t first = begin > at ? begin - 1 : begin;
+        out.append(text, at, first - at);
+        if (auto done = append_form(out, std::string_view(text).substr(first, end - first)); !done)
+          return done;
+      } else {
+        out.append(text, at, end - at);
+      }
+      at = end;
+      if (at < text.size() && !ascii(text[at])) {
+        const size_t length = utf8_length(text[at]);
+        out.append(text, at, length);
+        at += length;
+      }
     }
-    text.assign(reinterpret_cast<const char*>(out), static_cast<size_t>(length));
-    std::free(out);
+    text = std::move(out);
     return {};
   }
 
  private:
+  Expected<void> append_form(std::string& out, std::string_view run) const {
+    utf8proc_uint8_t* mapped = nullptr;
+    const auto length = utf8proc_map(reinterpret_cast<const utf8proc_uint8_t*>(run.data()),
+                                     static_cast<utf8proc_ssize_t>(run.size()), &mapped, options_);
+    if (length < 0) {
+      return tl::make_unexpected(RowError{"tokenizer_error", utf8proc_errmsg(length), ""});
+    }
+    out.append(reinterpret_cast<const char*>(mapped), static_cast<size_t>(length));
+    std::free(mapped);
+    return {};
+  }
+
   utf8proc_option_t options_;
+  bool nfc_;
 };
 
 class Lowercase : public Normalizer {

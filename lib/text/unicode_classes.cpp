@@ -81,6 +81,14 @@ const UnicodeClasses& UnicodeClasses::table() {
   return classes;
 }
 
+bool is_inert(uint32_t code_point) {
+  const InertRange* end = kInertRanges + kNumInertRanges;
+  const InertRange* range =
+      std::lower_bound(kInertRanges, end, code_point,
+                       [](const InertRange& entry, uint32_t value) { return entry.last < value; });
+  return range != end && range->first <= code_point;
+}
+
 std::string pattern_for_pcre2(const std::string& pattern) {
   std::string out;
   bool in_class = false;

@@ -37,10 +37,17 @@ struct NewerRange {
   uint8_t kind;  // 1 << kind is the class
 };
 
+struct InertRange {
+  uint32_t first;
+  uint32_t last;
+};
+
 extern const uint32_t kClassRanges[];
 extern const size_t kNumClassRanges;
 extern const NewerRange kNewerRanges[];
 extern const size_t kNumNewerRanges;
+extern const InertRange kInertRanges[];
+extern const size_t kNumInertRanges;
 
 class UnicodeClasses {
  public:
@@ -62,6 +69,9 @@ class UnicodeClasses {
   std::array<uint16_t, 128> ascii_;
   std::vector<uint8_t> kinds_;  // [0x110000]
 };
+
+// Whether Hugging Face's normalisers know neither a decomposition nor a combining class of it.
+bool is_inert(uint32_t code_point);
 
 // Rewrites a pattern so that PCRE2 reads it as Hugging Face's engine does: \s, \S, \w, \W and
 // \p{…} of the classes above, inside and outside of brackets.

@@ -27,7 +27,8 @@ CORPUS = ("the quick brown fox jumps over the lazy dog. They're here, we've seen
 TEXTS = ["", " ", "a", "Hello world", "  Hello  world  ", "don't DON'T they'RE we'Ve I'm it'S 'sup", "12345 678 9", "a\n\nb\r\n c\t\td \n ",
          "naïve café ①②½ ſ K", "東京都は日本語 テスト", "Привет дом 👍🏽 👨‍👩‍👧 🇩🇪", "e\u0301 \ufb01 \u212b \u1e9b\u0323", "x\u180ey \u00a0z\u3000w\u2028v\x85u",
          "\x00\x01\x7f", "foo_bar camelCase HTTPServer http://a.b/c?d=e&f", "<s>hi</s> <tok> a<tok>b <tok>", "<|end|> text<|end|>more <|end|>",
-         "word wordy words sword word", "İstanbul ΣΊΣΥΦΟΣ ǅ", "^" * 70, "a" * 130, "\u0301\u0301x ", "𐐀𐐨 𝒜𝓫 𠀀", "the<mask>  quick <mask>fox", "▁x ▁▁y"]
+         "word wordy words sword word", "İstanbul ΣΊΣΥΦΟΣ ǅ", "^" * 70, "a" * 130, "\u0301\u0301x ", "𐐀𐐨 𝒜𝓫 𠀀", "the<mask>  quick <mask>fox", "▁x ▁▁y",
+         "\uc694\u11a7\u1100\u1161\u11a8 \U0001e4ed\U0001e4ef a\U0001e4ef\u0301 \u08a0\u0898\u0334 \u32ff", "\U00010d50\U00010d70 \U00031350"]
 
 
 def byte_level(pattern, digits=False, **model):
