@@ -90,6 +90,27 @@ class UnicodeForm : public Normalizer {
   bool nfc_;
 };
 
+// Lower case of letters newer than Unicode 14, which utf8proc may not know.
+uint32_t newer_lower(uint32_t c) {
+  if (c >= 0x10D50 && c <= 0x10D65) return c + 0x20;
+  if (c >= 0x16EA0 && c <= 0x16EB8) return c + 0x1B;
+  switch (c) {
+    case 0x1C89:
+    case 0xA7CC:
+    case 0xA7CE:
+    case 0xA7D2:
+    case 0xA7D4:
+    case 0xA7DA:
+      return c + 1;
+    case 0xA7CB:
+      return 0x264;
+    case 0xA7DC:
+      return 0x19B;
+    default:
+      return c;
+  }
+}
+
 class Lowercase : public Normalizer {
  public:
   Expected<void> apply(std::string& text) const override {
@@ -98,6 +119,8 @@ class Lowercase : public Normalizer {
       const uint32_t c = code_point_at(text, at);
       if (c == 0x130) {
         out += "i\xCC\x87";  // the one character whose lower case is two
+      } else if (const uint32_t lower = newer_lower(c); lower != c) {
+        append_utf8(out, lower);
       } else {
         append_utf8(out, static_cast<uint32_t>(utf8proc_tolower(static_cast<utf8proc_int32_t>(c))));
       }
