@@ -138,6 +138,7 @@ void Bpe::read_vocabulary(const Field& field) {
   std::sort(ids.begin(), ids.end());
   const auto twice = std::adjacent_find(ids.begin(), ids.end());
   if (twice != ids.end()) field.refuse(fmt::format("id {} is given twice", *twice));
+  by_ascii_.fill(-1);
   by_byte_.fill(-1);
   for (size_t byte = 0; byte < 256; ++byte) {
     const std::string name = byte_entry(byte, byte_level_);
@@ -148,8 +149,11 @@ void Bpe::read_vocabulary(const Field& field) {
     if (byte_level_ && ignore_merges_) {
       if (auto bytes = bytes_of_byte_level(token)) by_bytes_[std::move(*bytes)] = id;
     }
-    if (!token.empty() && utf8_length(token[0]) == token.size())
-      by_character_[code_point_at(token, 0)] = id;
+    if (!token.empty() && utf8_length(token[0]) == token.size()) {
+      const uint32_t character = code_point_at(token, 0);
+      by_character_[character] = id;
+      if (character < by_ascii_.size()) by_ascii_[character] = id;
+    }
   }
 }
 
@@ -212,6 +216,12 @@ void Bpe::character_symbols(std::vector<Symbol>& symbols, std::string_view piece
   bool after_unk = false;
   for (size_t at = 0; at < piece.size();) {
     const size_t length = utf8_length(piece[at]);
+    if (length == 1 && by_ascii_[static_cast<unsigned char>(piece[at])] >= 0) {
+      symbols.push_back({by_ascii_[static_cast<unsigned char>(piece[at])]});
+      after_unk = false;
+      ++at;
+      continue;
+    }
     const auto found = by_character_.find(code_point_at(piece, at));
     if (found != by_character_.end()) {
       symbols.push_back({found->second});

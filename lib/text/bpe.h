@@ -102,6 +102,7 @@ class Bpe {
   Vocabulary vocabulary_;          // entry → id
   Vocabulary by_bytes_;            // byte-level: raw bytes → id, with ignore_merges
   std::unordered_map<uint32_t, int32_t> by_character_;  // entries of one character
+  std::array<int32_t, 128> by_ascii_;                   // the same for ASCII; -1: none
   std::array<int32_t, 256> by_byte_;  // byte-level, or <0xNN> entries for the fallback
   MergeTable merges_;
 };
