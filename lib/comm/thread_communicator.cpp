@@ -75,6 +75,7 @@ class ThreadCommunicator : public Communicator {
     meet(mine.data(), [&](const std::vector<const char*>& parts) {
       char* at = static_cast<char*>(out);
       for (size_t r = 0; r < parts.size(); ++r) {
+        if (bytes[r] == 0) continue;  // a rank without rows may bring no buffer either
         std::memcpy(at, parts[r], static_cast<size_t>(bytes[r]));
         at += bytes[r];
       }
