@@ -63,13 +63,15 @@ planner::PlanRequest make_plan_request(const Options& options, const model::Mode
   const auto activation = request.activation;
   const auto rows = request.max_num_batched_tokens;
   const auto block_size = request.block_size;
-  request.workspace_bytes = [&config, activation, rows, block_size](const comm::Layout& layout,
-                                                                    int32_t max_num_seqs,
-                                                                    int64_t max_model_len) {
+  const int32_t logit_rows = max_logit_rows(cuda);
+  request.workspace_bytes = [&config, activation, rows, block_size, logit_rows](
+                                const comm::Layout& layout, int32_t max_num_seqs,
+                                int64_t max_model_len) {
     engine::EngineOptions engine;
     engine.block_size = block_size;
     engine.num_blocks.assign(config.cache_groups.size(), 1);
     engine.max_num_seqs = max_num_seqs;
+    engine.max_logit_rows = logit_rows;
     engine.max_num_batched_tokens = static_cast<int32_t>(rows);
     engine.max_model_len = static_cast<int32_t>(max_model_len);
     return model::Transformer::workspace_bytes(config, layout.tp, rows, activation) +

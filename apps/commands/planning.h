@@ -17,6 +17,11 @@ int64_t available_host_memory();
 planner::PlanRequest make_plan_request(const Options& options, const model::ModelConfig& config,
                                        bool cuda);
 
+// Stochastic rows whose logits exist at once: enough to fill the device.
+constexpr int32_t max_logit_rows(bool cuda) {
+  return cuda ? 512 : 64;
+}
+
 // Number and typical length of the input's rows, estimated from its index; the planner's own guess
 // without rows. Throws Error(kInputUnreadable).
 void read_lengths(planner::PlanRequest* request, const Options& options,

@@ -8,6 +8,7 @@
 #include <memory>
 
 #include "apps/commands/commands.h"
+#include "apps/commands/planning.h"
 #include "apps/commands/run_setup.h"
 #include "lib/backend/workspace.h"
 #include "lib/comm/mpi_communicator.h"
@@ -64,6 +65,7 @@ class Replica {
                                                                 : (device.cuda ? 16384 : 8192));
     engine_options_.max_model_len = checked_cast<int32_t>(plan.memory.max_model_len);
     engine_options_.seed = options.seed;
+    engine_options_.max_logit_rows = max_logit_rows(device.cuda);
     cache_ = std::make_unique<model::KvCache>(backend_, config, stage, mesh.layout.tp,
                                               engine_options_.block_size, plan.memory.num_blocks,
                                               activation);

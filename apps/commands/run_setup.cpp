@@ -157,8 +157,10 @@ Device open_device(const Options& options, const comm::HostComm& world) {
     if (options.dtype == "float32") cuda.activation_dtype = DType::kF32;
     if (options.dtype == "float16") cuda.activation_dtype = DType::kF16;
     device.backend = backend::make_cuda_backend(cuda);
-    memory = static_cast<int64_t>(static_cast<double>(device.backend->memory_info().total_bytes) *
-                                  options.gpu_memory_utilization);
+    // What the context, the backend's own workspaces and other processes hold is gone already.
+    const backend::MemoryInfo info = device.backend->memory_info();
+    memory = info.free_bytes - static_cast<int64_t>(static_cast<double>(info.total_bytes) *
+                                                    (1.0 - options.gpu_memory_utilization));
   } else {
     device.simd = common_simd(options, world);
     device.backend =

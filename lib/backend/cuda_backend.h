@@ -19,4 +19,7 @@ int cuda_device_count();
 // Throws Error(kUsage) in a build without CUDA, Error(kPeerFailure) when the device does not start.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
 
+// The cudaStream_t behind a stream of a CUDA backend, for NCCL. Not there in a build without CUDA.
+void* cuda_stream(Backend& backend, Stream stream);
+
 }  // namespace mpinfer::backend

@@ -14,7 +14,7 @@ struct PhiloxKey {
   uint32_t position = 0;   // index of the token in the completion
 };
 
-inline std::array<uint32_t, 4> philox(const PhiloxKey& k) {
+constexpr std::array<uint32_t, 4> philox(const PhiloxKey& k) {
   uint32_t key0 = static_cast<uint32_t>(k.seed);
   uint32_t key1 = static_cast<uint32_t>(k.seed >> 32);
   std::array<uint32_t, 4> c = {static_cast<uint32_t>(k.index), static_cast<uint32_t>(k.index >> 32),
@@ -31,7 +31,7 @@ inline std::array<uint32_t, 4> philox(const PhiloxKey& k) {
 }
 
 // Uniform in (0, 1), 24 bits, exactly representable in f32; the same on every backend.
-inline float philox_uniform(const PhiloxKey& k) {
+constexpr float philox_uniform(const PhiloxKey& k) {
   return (static_cast<float>(philox(k)[0] >> 8) + 0.5F) * 0x1p-24F;
 }
 

@@ -1,0 +1,351 @@
+// Greedy maximum over a tile of logits, and one draw from a row of logits. The draw's definition is
+// the CPU's (kernels/cpu/draw.h): weights w = exp((x - max) / temperature) in f32, min_p, top_k,
+// top_p, then the survivors by ascending id. Masses are summed as integers (w * 2^44), so every
+// order of summation gives the same total and the draw does not depend on scheduling.
+#include "kernels/cuda/device/common.cuh"
+#include "lib/core/philox.h"
+
+namespace mpinfer::kernels::cuda {
+namespace {
+
+constexpr int kMaxThreads = 256;
+constexpr int kDrawThreads = 1024;
+constexpr int kBins = 2048;
+
+__device__ bool better(float value, int32_t id, float than, int32_t than_id) {
+  return value > than || (value == than && id < than_id);
+}
+
+struct Best {
+  float value = -INFINITY;
+  int32_t id = INT32_MAX;
+  bool has_nan = false;
+
+  __device__ void take(float x, int32_t i) {
+    has_nan = has_nan || x != x;
+    if (better(x, i, value, id)) {
+      value = x;
+      id = i;
+    }
+  }
+  __device__ void merge(const Best& other) {
+    has_nan = has_nan || other.has_nan;
+    if (better(other.value, other.id, value, id)) {
+      value = other.value;
+      id = other.id;
+    }
+  }
+};
+
+// The block's best, on every thread.
+__device__ Best block_best(Best mine) {
+  __shared__ float values[32];
+  __shared__ int32_t ids[32];
+  __shared__ int nan;
+  if (threadIdx.x == 0) nan = 0;
+  __syncthreads();
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    Best other;
+    other.value = __shfl_xor_sync(0xffffffffU, mine.value, offset);
+    other.id = __shfl_xor_sync(0xffffffffU, mine.id, offset);
+    other.has_nan = __shfl_xor_sync(0xffffffffU, mine.has_nan ? 1 : 0, offset) != 0;
+    mine.merge(other);
+  }
+  if (threadIdx.x % 32 == 0) {
+    values[threadIdx.x / 32] = mine.value;
+    ids[threadIdx.x / 32] = mine.id;
+    if (mine.has_nan) nan = 1;
+  }
+  __syncthreads();
+  Best best;
+  for (unsigned w = 0; w < blockDim.x / 32; ++w) {
+    if (better(values[w], ids[w], best.value, best.id)) {
+      best.value = values[w];
+      best.id = ids[w];
+    }
+  }
+  best.has_nan = nan != 0;
+  __syncthreads();
+  return best;
+}
+
+__global__ void max_tile_kernel(MaxPair* out, const float* logits, int64_t stride, int32_t cols,
+                                int32_t first_id, bool first_tile) {
+  wait_for_previous();
+  const int64_t row = blockIdx.x;
+  const float* from = logits + row * stride;
+  Best best;
+  if (stride % 4 == 0) {
+    const int32_t quads = cols / 4;
+    for (int32_t q = static_cast<int32_t>(threadIdx.x); q < quads; q += kMaxThreads) {
+      const auto x = reinterpret_cast<const float4*>(from)[q];
+      best.take(x.x, first_id + 4 * q);
+      best.take(x.y, first_id + 4 * q + 1);
+      best.take(x.z, first_id + 4 * q + 2);
+      best.take(x.w, first_id + 4 * q + 3);
+    }
+    for (int32_t c = quads * 4 + static_cast<int32_t>(threadIdx.x); c < cols; c += kMaxThreads) {
+      best.take(from[c], first_id + c);
+    }
+  } else {
+    for (int32_t c = static_cast<int32_t>(threadIdx.x); c < cols; c += kMaxThreads)
+      best.take(from[c], first_id + c);
+  }
+  best = block_best(best);
+  if (threadIdx.x != 0) return;
+  if (best.id == INT32_MAX) best.id = first_id;  // nothing above -inf: the lowest id
+  if (!first_tile) {
+    const MaxPair old = out[row];
+    if (old.id < 0) return;
+    if (!better(best.value, best.id, old.value, old.id)) {
+      best.value = old.value;
+      best.id = old.id;
+    }
+  }
+  out[row] = {best.value, best.has_nan ? -1 : best.id};
+}
+
+__global__ void merge_max_kernel(int32_t* ids, const MaxPair* gathered, int32_t parts,
+                                 int64_t rows) {
+  wait_for_previous();
+  const int64_t r = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+  if (r >= rows) return;
+  MaxPair best = gathered[r];
+  for (int32_t part = 1; part < parts && best.id >= 0; ++part) {
+    const MaxPair other = gathered[part * rows + r];
+    if (other.id < 0 || better(other.value, other.id, best.value, best.id)) best = other;
+  }
+  ids[r] = best.id;
+}
+
+// Bans → bias → repetition → frequency → presence. True: the row holds a NaN.
+__device__ bool adjust(float* logits, const SampleRow& row, const LogitAdjustment& a) {
+  float x = logits[a.token];
+  if (x != x) return true;
+  if (a.banned != 0) {
+    logits[a.token] = -INFINITY;
+    return false;
+  }
+  x += a.bias;
+  if (a.in_context != 0) x = x > 0.0F ? x / row.repetition_penalty : x * row.repetition_penalty;
+  if (a.output_count > 0) {
+    x -= row.frequency_penalty * static_cast<float>(a.output_count);
+    x -= row.presence_penalty;
+  }
+  logits[a.token] = x;
+  return false;
+}
+
+// Larger float, larger key.
+__device__ uint32_t key_of(float x) {
+  const uint32_t bits = __float_as_uint(x);
+  return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
+}
+
+__device__ uint64_t mass_of(float w) {
+  return static_cast<uint64_t>(static_cast<double>(w) * 0x1p44);
+}
+
+struct DrawState {
+  unsigned long long bins[kBins];
+  unsigned long long warp_sums[32];
+  unsigned long long before;  // above the chosen bin
+  int bin;
+  int owner;
+};
+
+__device__ unsigned long long block_add(unsigned long long x, DrawState& s) {
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) x += __shfl_xor_sync(0xffffffffU, x, offset);
+  __syncthreads();
+  if (threadIdx.x % 32 == 0) s.warp_sums[threadIdx.x / 32] = x;
+  __syncthreads();
+  unsigned long long sum = 0;
+  for (unsigned w = 0; w < blockDim.x / 32; ++w) sum += s.warp_sums[w];
+  __syncthreads();
+  return sum;
+}
+
+// Exclusive prefix over the block.
+__device__ unsigned long long block_prefix(unsigned long long x, DrawState& s) {
+  unsigned long long inclusive = x;
+#pragma unroll
+  for (int offset = 1; offset < 32; offset *= 2) {
+    const unsigned long long other = __shfl_up_sync(0xffffffffU, inclusive, offset);
+    if (static_cast<int>(threadIdx.x % 32) >= offset) inclusive += other;
+  }
+  __syncthreads();
+  if (threadIdx.x % 32 == 31) s.warp_sums[threadIdx.x / 32] = inclusive;
+  __syncthreads();
+  unsigned long long before = inclusive - x;
+  for (unsigned w = 0; w < threadIdx.x / 32; ++w) before += s.warp_sums[w];
+  __syncthreads();
+  return before;
+}
+
+// The largest key t such that the mass of elements with key >= t reaches target (> 0, at most the
+// sum of all); above: mass of keys > t. mass(c) gives an element's mass (0: not a candidate),
+// key(c) its key.
+template <class Mass, class Key>
+__device__ uint32_t select_key(int32_t cols, unsigned long long target, Mass mass, Key key,
+                               DrawState& s, unsigned long long* above) {
+  uint32_t prefix = 0;
+  int shift = 32;
+  unsigned long long higher = 0;
+  while (shift > 0) {
+    const int bits = shift > 10 ? 11 : 10;
+    const int next = shift - bits;
+    for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kDrawThreads) s.bins[i] = 0;
+    __syncthreads();
+    for (int32_t c = static_cast<int32_t>(threadIdx.x); c < cols; c += kDrawThreads) {
+      const uint32_t k = key(c);
+      if (shift < 32 && (k >> shift) != prefix) continue;
+      const unsigned long long m = mass(c);
+      if (m != 0) atomicAdd(&s.bins[(k >> next) & ((1U << bits) - 1U)], m);
+    }
+    __syncthreads();
+    // Thread i looks at bins from the top: 2 a thread.
+    const int top = kBins - 1 - 2 * static_cast<int>(threadIdx.x);
+    const unsigned long long a = s.bins[top];
+    const unsigned long long b = s.bins[top - 1];
+    const unsigned long long before = higher + block_prefix(a + b, s);
+    if (before < target && before + a + b >= target) {
+      const bool first = before + a >= target;
+      s.bin = first ? top : top - 1;
+      s.before = first ? before : before + a;
+    }
+    __syncthreads();
+    higher = s.before;
+    prefix = (prefix << bits) | static_cast<uint32_t>(s.bin);
+    shift = next;
+    __syncthreads();
+  }
+  *above = higher;
+  return prefix;
+}
+
+__global__ void __launch_bounds__(kDrawThreads)
+    sample_kernel(int32_t* ids, float* all, int64_t stride, int32_t cols, const SampleRow* params,
+                  const int32_t* offsets, const LogitAdjustment* adjustments) {
+  __shared__ DrawState s;
+  wait_for_previous();
+  const int64_t r = blockIdx.x;
+  const SampleRow row = params[r];
+  float* logits = all + r * stride;
+  bool nan = false;
+  if (offsets != nullptr) {
+    for (int32_t i = offsets[r] + static_cast<int32_t>(threadIdx.x); i < offsets[r + 1];
+         i += kDrawThreads) {
+      nan = adjust(logits, row, adjustments[i]) || nan;
+    }
+    __syncthreads();
+  }
+  Best best;
+  for (int32_t c = static_cast<int32_t>(threadIdx.x); c < cols; c += kDrawThreads)
+    best.take(logits[c], c);
+  best.has_nan = best.has_nan || nan;
+  best = block_best(best);
+  const bool greedy = row.temperature < 1e-5F;
+  if (best.has_nan || best.id == INT32_MAX || best.value == -INFINITY ||
+      (!greedy && best.value == INFINITY)) {
+    if (threadIdx.x == 0) ids[r] = -1;
+    return;
+  }
+  if (greedy) {
+    if (threadIdx.x == 0) ids[r] = best.id;
+    return;
+  }
+  const float highest = best.value;
+  const auto weight = [&](int32_t c) { return expf((logits[c] - highest) / row.temperature); };
+  uint32_t least_key = 0;  // of the logit: top_k
+  unsigned long long above = 0;
+  if (row.top_k > 0 && row.top_k < cols) {
+    least_key = select_key(
+        cols, static_cast<unsigned long long>(row.top_k), [](int32_t) { return 1ULL; },
+        [&](int32_t c) { return key_of(logits[c]); }, s, &above);
+  }
+  const auto mass = [&](int32_t c) -> unsigned long long {
+    if (key_of(logits[c]) < least_key) return 0;
+    const float w = weight(c);
+    return w >= row.min_p ? mass_of(w) : 0;
+  };
+  unsigned long long left = 0;
+  for (int32_t c = static_cast<int32_t>(threadIdx.x); c < cols; c += kDrawThreads) left += mass(c);
+  left = block_add(left, s);
+  // top_p: every weight above the threshold, and of those equal to it the lowest ids, up to the
+  // crossing token.
+  uint32_t threshold = 0;
+  unsigned long long ties_left = ~0ULL;
+  if (row.top_p < 1.0F) {
+    auto target = static_cast<unsigned long long>(
+        ceil(static_cast<double>(row.top_p) * static_cast<double>(left)));
+    target = target == 0 ? 1 : target > left ? left : target;
+    threshold = select_key(
+        cols, target, mass, [&](int32_t c) { return __float_as_uint(weight(c)); }, s, &above);
+    const unsigned long long of_one = mass_of(__uint_as_float(threshold));
+    ties_left = (target - above + of_one - 1) / of_one;
+    left = above;  // of weights above; the ties that stay are added below
+  }
+  // Each thread owns a run of ids.
+  const int32_t run = (cols + kDrawThreads - 1) / kDrawThreads;
+  const int32_t begin = min(cols, run * static_cast<int32_t>(threadIdx.x));
+  const int32_t end = min(cols, begin + run);
+  unsigned long long ties_before = 0;
+  if (row.top_p < 1.0F) {
+    unsigned long long ties = 0;
+    for (int32_t c = begin; c < end; ++c)
+      ties += mass(c) != 0 && __float_as_uint(weight(c)) == threshold ? 1 : 0;
+    ties_before = block_prefix(ties, s);
+    const unsigned long long all_ties = block_add(ties, s);
+    ties_left = ties_left < all_ties ? ties_left : all_ties;
+    left += ties_left * mass_of(__uint_as_float(threshold));
+  }
+  const auto survivor = [&](int32_t c, unsigned long long* ties_seen) -> unsigned long long {
+    const unsigned long long m = mass(c);
+    if (m == 0 || row.top_p >= 1.0F) return m;
+    const uint32_t bits = __float_as_uint(weight(c));
+    if (bits == threshold) return (*ties_seen)++ < ties_left ? m : 0;
+    return bits > threshold ? m : 0;
+  };
+  unsigned long long mine = 0;
+  unsigned long long ties_seen = ties_before;
+  for (int32_t c = begin; c < end; ++c) mine += survivor(c, &ties_seen);
+  const unsigned long long before = block_prefix(mine, s);
+  const float uniform = philox_uniform(
+      {.seed = row.seed, .index = row.index, .sample = row.sample, .position = row.position});
+  const auto target =
+      static_cast<unsigned long long>(static_cast<double>(uniform) * static_cast<double>(left));
+  if (mine == 0 || before > target || before + mine <= target) return;
+  unsigned long long sum = before;
+  ties_seen = ties_before;
+  for (int32_t c = begin; c < end; ++c) {
+    sum += survivor(c, &ties_seen);
+    if (sum > target) {
+      ids[r] = c;
+      return;
+    }
+  }
+}
+
+}  // namespace
+
+void max_tile(cudaStream_t stream, MaxPair* out, const float* logits, int64_t stride, int64_t rows,
+              int64_t cols, int32_t first_id, bool first_tile) {
+  launch(max_tile_kernel, static_cast<unsigned>(rows), kMaxThreads, 0, stream, out, logits, stride,
+         static_cast<int32_t>(cols), first_id, first_tile);
+}
+
+void merge_max(cudaStream_t stream, int32_t* ids, const MaxPair* gathered, int32_t parts,
+               int64_t rows) {
+  launch(merge_max_kernel, blocks_for(rows, 256), 256, 0, stream, ids, gathered, parts, rows);
+}
+
+void sample(cudaStream_t stream, int32_t* ids, float* logits, int64_t stride, int64_t rows,
+            int32_t cols, const SampleRow* params, const int32_t* adjustment_offsets,
+            const LogitAdjustment* adjustments) {
+  launch(sample_kernel, static_cast<unsigned>(rows), kDrawThreads, 0, stream, ids, logits, stride,
+         cols, params, adjustment_offsets, adjustments);
+}
+
+}  // namespace mpinfer::kernels::cuda

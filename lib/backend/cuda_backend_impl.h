@@ -1,0 +1,94 @@
+// The class behind make_cuda_backend, for cuda_backend.cpp (memory, streams, weights) and
+// cuda_ops.cpp (ops). It checks shapes and launches; kernels/cuda computes. Weights are kept
+// row-major in the activation type.
+#pragma once
+
+#include <array>
+#include <mutex>
+#include <set>
+#include <vector>
+
+#include "kernels/cuda.h"
+#include "lib/backend/cuda_backend.h"
+#include "lib/backend/cuda_gemm.h"
+#include "lib/backend/cuda_handles.h"
+
+namespace mpinfer::backend {
+
+class CudaBackend final : public Backend {
+ public:
+  explicit CudaBackend(const CudaOptions& options);
+  ~CudaBackend() override;
+
+  std::string description() const override { return description_; }
+  DType activation_dtype() const override { return options_.activation_dtype; }
+
+  Buffer allocate(int64_t bytes) override;
+  void release(void* data, int64_t bytes) noexcept override;
+  MemoryInfo memory_info() override;
+  void upload(Stream stream, void* device, const void* host, int64_t bytes) override;
+  void download(Stream stream, void* host, const void* device, int64_t bytes) override;
+  Buffer allocate_host(int64_t bytes) override;
+  std::unique_ptr<Event> record(Stream stream) override;
+  void wait(Stream stream, Event& event) override;
+  void synchronize() override;
+
+  int64_t packed_bytes(int64_t out_features, int64_t in_features, DType dtype) const override;
+  Weight make_weight(void* data, int64_t out_features, int64_t in_features,
+                     DType dtype) const override;
+  void pack_rows(const Weight& weight, int64_t first_row, int64_t row_step, const void* source,
+                 DType source_dtype, int64_t rows, int64_t source_stride) override;
+
+  void embedding(Stream stream, const Matrix& out, const Weight& table, const int32_t* ids,
+                 int32_t first_id, float scale) override;
+  void rms_norm(Stream stream, const Matrix& out, const Matrix& x, const void* weight,
+                float eps) override;
+  void add_rms_norm(Stream stream, const Matrix& out, const Matrix& residual, const Matrix& x,
+                    float scale, const void* weight, float eps) override;
+  void add(Stream stream, const Matrix& residual, const Matrix& x, float scale) override;
+  void gemm(Stream stream, const Matrix& out, const Matrix& a, const Weight& weight,
+            const void* bias) override;
+  void qk_norm_rope_write_kv(Stream stream, const QkNormRopeWriteKv& args) override;
+  void attention(Stream stream, const Matrix& out, const Matrix& q, const KvView& kv,
+                 const AttentionBatch& batch, const AttentionOptions& options) override;
+  void gated_activation(Stream stream, const Matrix& out, const Matrix& gate_up,
+                        Activation activation) override;
+  void gather_rows(Stream stream, const Matrix& out, const Matrix& x, const int32_t* rows) override;
+  void lm_head_max(Stream stream, MaxPair* out, const Matrix& x, const Weight& weight,
+                   int32_t first_id) override;
+  void merge_max(Stream stream, int32_t* ids, const MaxPair* gathered, int32_t parts,
+                 int64_t rows) override;
+  void lm_head_logits(Stream stream, const Matrix& logits, const Matrix& x, const Weight& weight,
+                      float scale) override;
+  void sample(Stream stream, int32_t* ids, const SampleBatch& batch) override;
+  void gather_slots(Stream stream, int32_t* ids, const int32_t* last_token, const int32_t* slots,
+                    int64_t rows) override;
+  void scatter_slots(Stream stream, int32_t* last_token, const int32_t* ids, const int32_t* slots,
+                     int64_t rows) override;
+  void copy(Stream stream, const Matrix& out, const Matrix& x) override;
+  void fill(Stream stream, const Matrix& out, float value) override;
+  void fill_bytes(Stream stream, void* data, int byte, int64_t bytes) override;
+  void accumulate(Stream stream, void* out, const void* x, DType dtype, int64_t count) override;
+
+  cudaStream_t stream_of(Stream stream) const { return streams_[static_cast<size_t>(stream)]; }
+
+ private:
+  void decode(Stream stream, const kernels::cuda::AttentionArgs& args, int32_t sequences,
+              int64_t longest);
+  // Workspace of matrix products on this stream.
+  void* gemm_workspace(Stream stream);
+
+  CudaOptions options_;
+  std::string description_;
+  int num_processors_ = 0;
+  std::array<cudaStream_t, kNumStreams> streams_{};
+  std::array<void*, kNumStreams> gemm_workspaces_{};
+  CudaGemm gemm_;
+  std::mutex host_mutex_;
+  std::set<void*> host_memory_;  // pinned pieces: freed by another call than device memory
+  void* logits_tile_ = nullptr;  // f32, of lm_head_max
+  void* split_partials_ = nullptr;
+  void* split_counters_ = nullptr;
+};
+
+}  // namespace mpinfer::backend

@@ -1,0 +1,188 @@
+#include "lib/backend/cuda_gemm.h"
+
+#include <algorithm>
+#include <bit>
+#include <vector>
+
+#include "lib/backend/cuda_handles.h"
+
+namespace mpinfer::backend {
+namespace {
+
+constexpr int kCandidates = 12;
+constexpr int kRepeats = 3;
+
+cudaDataType_t cuda_type(DType dtype) {
+  switch (dtype) {
+    case DType::kBF16:
+      return CUDA_R_16BF;
+    case DType::kF16:
+      return CUDA_R_16F;
+    default:
+      return CUDA_R_32F;
+  }
+}
+
+// Rows whose best kernel is taken to be the same: eight steps an octave from 64 on, sixteens below.
+int64_t bucket_of(int64_t rows) {
+  if (rows <= 64) return (rows + 15) / 16 * 16;
+  const auto step = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(rows - 1))) / 8;
+  return (rows + step - 1) / step * step;
+}
+
+uint32_t alignment_of(const void* data, int64_t stride, DType dtype) {
+  const auto bits = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(data)) |
+                    static_cast<uint64_t>(stride * size_of(dtype)) | 16U;
+  return static_cast<uint32_t>(bits & (~bits + 1));
+}
+
+cublasLtMatrixLayoutOpaque_t layout(DType dtype, int64_t rows, int64_t cols, int64_t stride) {
+  cublasLtMatrixLayoutOpaque_t out{};
+  MPINFER_CUBLAS(cublasLtMatrixLayoutInit(&out, cuda_type(dtype), static_cast<uint64_t>(rows),
+                                          static_cast<uint64_t>(cols), stride));
+  return out;
+}
+
+class Timer {
+ public:
+  Timer() {
+    MPINFER_CUDA(cudaEventCreate(&start_));
+    MPINFER_CUDA(cudaEventCreate(&end_));
+  }
+  ~Timer() {
+    cudaEventDestroy(start_);
+    cudaEventDestroy(end_);
+  }
+  Timer(const Timer&) = delete;
+  Timer& operator=(const Timer&) = delete;
+
+  template <class F>
+  float milliseconds(cudaStream_t stream, F f) {
+    MPINFER_CUDA(cudaEventRecord(start_, stream));
+    f();
+    MPINFER_CUDA(cudaEventRecord(end_, stream));
+    MPINFER_CUDA(cudaEventSynchronize(end_));
+    float out = 0.0F;
+    MPINFER_CUDA(cudaEventElapsedTime(&out, start_, end_));
+    return out;
+  }
+
+ private:
+  cudaEvent_t start_ = nullptr;
+  cudaEvent_t end_ = nullptr;
+};
+
+}  // namespace
+
+// Row-major out = a · weightᵀ is column-major outᵀ[n, rows] = weight (k × n, transposed) · aᵀ (k ×
+// rows).
+struct CudaGemm::Problem {
+  cublasLtMatrixLayoutOpaque_t weight, a, out;
+  const void* weight_data;
+  const void* a_data;
+  void* out_data;
+  float scale;
+  uint32_t alignment[3];
+};
+
+CudaGemm::CudaGemm(bool deterministic) : deterministic_(deterministic) {
+  MPINFER_CUBLAS(cublasLtCreate(&handle_));
+  MPINFER_CUBLAS(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
+  const cublasOperation_t transpose = CUBLAS_OP_T;
+  MPINFER_CUBLAS(cublasLtMatmulDescSetAttribute(operation_, CUBLASLT_MATMUL_DESC_TRANSA, &transpose,
+                                                sizeof(transpose)));
+}
+
+CudaGemm::~CudaGemm() {
+  cublasLtMatmulDescDestroy(operation_);
+  cublasLtDestroy(handle_);
+}
+
+cublasLtMatmulAlgo_t CudaGemm::choose(cudaStream_t stream, void* workspace, const Problem& p) {
+  cublasLtMatmulPreference_t preference = nullptr;
+  MPINFER_CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
+  const auto set = [&](cublasLtMatmulPreferenceAttributes_t name, const auto& value) {
+    MPINFER_CUBLAS(cublasLtMatmulPreferenceSetAttribute(preference, name, &value, sizeof(value)));
+  };
+  const auto bytes = static_cast<uint64_t>(kWorkspaceBytes);
+  set(CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, bytes);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, p.alignment[0]);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, p.alignment[1]);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, p.alignment[2]);
+  set(CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, p.alignment[2]);
+  if (deterministic_) {
+    const auto none = static_cast<uint32_t>(CUBLASLT_REDUCTION_SCHEME_NONE);
+    set(CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, none);
+  }
+  std::vector<cublasLtMatmulHeuristicResult_t> results(kCandidates);
+  int found = 0;
+  const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
+      handle_, operation_, const_cast<cublasLtMatrixLayoutOpaque_t*>(&p.weight),
+      const_cast<cublasLtMatrixLayoutOpaque_t*>(&p.a),
+      const_cast<cublasLtMatrixLayoutOpaque_t*>(&p.out),
+      const_cast<cublasLtMatrixLayoutOpaque_t*>(&p.out), preference, kCandidates, results.data(),
+      &found);
+  cublasLtMatmulPreferenceDestroy(preference);
+  MPINFER_CUBLAS(status);
+  MPINFER_CHECK(found > 0, "cuBLASLt knows no kernel for this product");
+  if (deterministic_ || found == 1) return results[0].algo;
+  Timer timer;
+  int best = 0;
+  float best_time = 1e30F;
+  const float zero = 0.0F;
+  for (int i = 0; i < found; ++i) {
+    const auto run = [&] {
+      return cublasLtMatmul(handle_, operation_, &p.scale, p.weight_data,
+                            const_cast<cublasLtMatrixLayoutOpaque_t*>(&p.weight), p.a_data,
+                            const_cast<cublasLtMatrixLayoutOpaque_t*>(&p.a), &zero, p.out_data,
+                            const_cast<cublasLtMatrixLayoutOpaque_t*>(&p.out), p.out_data,
+                            const_cast<cublasLtMatrixLayoutOpaque_t*>(&p.out),
+                            &results[static_cast<size_t>(i)].algo, workspace,
+                            static_cast<size_t>(kWorkspaceBytes), stream);
+    };
+    if (run() != CUBLAS_STATUS_SUCCESS)
+      continue;  // warms up; a candidate may refuse what the heuristic promised
+    float least = 1e30F;
+    for (int repeat = 0; repeat < kRepeats; ++repeat)
+      least = std::min(least, timer.milliseconds(stream, run));
+    if (least < best_time) {
+      best_time = least;
+      best = i;
+    }
+  }
+  return results[static_cast<size_t>(best)].algo;
+}
+
+void CudaGemm::multiply(cudaStream_t stream, void* workspace, const Matrix& out, const Matrix& a,
+                        const void* weight, float scale) {
+  const int64_t n = out.cols;
+  const int64_t k = a.cols;
+  Problem p{.weight = layout(a.dtype, k, n, k),
+            .a = layout(a.dtype, k, a.rows, a.stride),
+            .out = layout(out.dtype, n, out.rows, out.stride),
+            .weight_data = weight,
+            .a_data = a.data,
+            .out_data = out.data,
+            .scale = scale,
+            .alignment = {alignment_of(weight, k, a.dtype), alignment_of(a.data, a.stride, a.dtype),
+                          alignment_of(out.data, out.stride, out.dtype)}};
+  const uint32_t alignment = p.alignment[0] << 16 | p.alignment[1] << 8 | p.alignment[2];
+  const Key key{n, k, deterministic_ ? 0 : bucket_of(a.rows), a.dtype, out.dtype, alignment};
+  auto found = chosen_.find(key);
+  if (found == chosen_.end()) found = chosen_.emplace(key, choose(stream, workspace, p)).first;
+  const float zero = 0.0F;
+  const auto run = [&] {
+    return cublasLtMatmul(handle_, operation_, &p.scale, p.weight_data, &p.weight, p.a_data, &p.a,
+                          &zero, p.out_data, &p.out, p.out_data, &p.out, &found->second, workspace,
+                          static_cast<size_t>(kWorkspaceBytes), stream);
+  };
+  cublasStatus_t status = run();
+  if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) {
+    // Chosen for another number of rows of this bucket.
+    found->second = choose(stream, workspace, p);
+    status = run();
+  }
+  cublas_check(status, "cublasLtMatmul");
+}
+
+}  // namespace mpinfer::backend

@@ -1,0 +1,44 @@
+// Matrix products by cuBLASLt. For each (sizes, types, alignment) and bucket of rows the library's
+// candidates are timed once on the first product of that kind and the fastest is kept for the
+// process. Deterministic: one candidate without split sums for every number of rows, so that a
+// row's bits do not depend on its batch.
+#pragma once
+
+#include <cublasLt.h>
+
+#include <cstdint>
+#include <map>
+#include <tuple>
+
+#include "lib/backend/backend.h"
+
+namespace mpinfer::backend {
+
+class CudaGemm {
+ public:
+  explicit CudaGemm(bool deterministic);
+  ~CudaGemm();
+  CudaGemm(const CudaGemm&) = delete;
+  CudaGemm& operator=(const CudaGemm&) = delete;
+
+  // out[rows, n] = scale * a[rows, k] · weight[n, k]ᵀ; a and weight of one type, out of that type
+  // or f32.
+  void multiply(cudaStream_t stream, void* workspace, const Matrix& out, const Matrix& a,
+                const void* weight, float scale);
+
+  static constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // one for each stream
+
+ private:
+  // n, k, bucket of rows, types, alignment of a | weight | out in bytes
+  using Key = std::tuple<int64_t, int64_t, int64_t, DType, DType, uint32_t>;
+  struct Problem;
+
+  cublasLtMatmulAlgo_t choose(cudaStream_t stream, void* workspace, const Problem& problem);
+
+  cublasLtHandle_t handle_ = nullptr;
+  cublasLtMatmulDesc_t operation_ = nullptr;
+  bool deterministic_;
+  std::map<Key, cublasLtMatmulAlgo_t> chosen_;
+};
+
+}  // namespace mpinfer::backend

@@ -1,0 +1,326 @@
+// The model's ops of the CUDA backend: shape checks, choice of kernels, launches.
+#include <algorithm>
+#include <cstddef>
+
+#include "lib/backend/cuda_backend_impl.h"
+#include "lib/backend/cuda_sizes.h"
+
+namespace mpinfer::backend {
+namespace {
+
+namespace cuda = kernels::cuda;
+
+static_assert(sizeof(cuda::SampleRow) == sizeof(SampleRow) &&
+              offsetof(cuda::SampleRow, seed) == offsetof(SampleRow, seed) &&
+              offsetof(cuda::SampleRow, presence_penalty) == offsetof(SampleRow, presence_penalty));
+static_assert(sizeof(cuda::LogitAdjustment) == sizeof(LogitAdjustment) &&
+              offsetof(cuda::LogitAdjustment, banned) == offsetof(LogitAdjustment, banned));
+static_assert(sizeof(cuda::MaxPair) == sizeof(MaxPair));
+
+cuda::ElementType element_type(DType dtype) {
+  switch (dtype) {
+    case DType::kF32:
+      return cuda::ElementType::kF32;
+    case DType::kBF16:
+      return cuda::ElementType::kBF16;
+    case DType::kF16:
+      return cuda::ElementType::kF16;
+    case DType::kI32:
+      return cuda::ElementType::kI32;
+    default:
+      MPINFER_CHECK(false, "no CUDA kernel for {}", name_of(dtype));
+      return cuda::ElementType::kF32;
+  }
+}
+
+cuda::View view(const Matrix& m) {
+  return {m.data, m.stride, element_type(m.dtype)};
+}
+
+void check_same_shape(const Matrix& a, const Matrix& b) {
+  MPINFER_CHECK(a.rows == b.rows && a.cols == b.cols, "[{}, {}] beside [{}, {}]", a.rows, a.cols,
+                b.rows, b.cols);
+}
+
+void check_launch() {
+  cuda_check(cudaGetLastError(), "kernel launch");
+}
+
+}  // namespace
+
+void CudaBackend::embedding(Stream stream, const Matrix& out, const Weight& table,
+                            const int32_t* ids, int32_t first_id, float scale) {
+  MPINFER_CHECK(out.cols == table.in_features && out.dtype == table.dtype,
+                "{} columns from a table of {}", out.cols, table.in_features);
+  if (out.rows == 0) return;
+  cuda::embedding(stream_of(stream), view(out), out.rows, out.cols, table.data, table.out_features,
+                  ids, first_id, scale);
+  check_launch();
+}
+
+void CudaBackend::rms_norm(Stream stream, const Matrix& out, const Matrix& x, const void* weight,
+                           float eps) {
+  check_same_shape(out, x);
+  if (x.rows == 0) return;
+  cuda::add_norm(stream_of(stream), view(out), {}, view(x), x.rows, x.cols, 1.0F,
+                 static_cast<const float*>(weight), eps);
+  check_launch();
+}
+
+void CudaBackend::add_rms_norm(Stream stream, const Matrix& out, const Matrix& residual,
+                               const Matrix& x, float scale, const void* weight, float eps) {
+  check_same_shape(out, x);
+  check_same_shape(residual, x);
+  if (x.rows == 0) return;
+  cuda::add_norm(stream_of(stream), view(out), view(residual), view(x), x.rows, x.cols, scale,
+                 static_cast<const float*>(weight), eps);
+  check_launch();
+}
+
+void CudaBackend::add(Stream stream, const Matrix& residual, const Matrix& x, float scale) {
+  check_same_shape(residual, x);
+  if (x.rows == 0) return;
+  cuda::add_norm(stream_of(stream), {}, view(residual), view(x), x.rows, x.cols, scale, nullptr,
+                 0.0F);
+  check_launch();
+}
+
+void CudaBackend::gemm(Stream stream, const Matrix& out, const Matrix& a, const Weight& weight,
+                       const void* bias) {
+  MPINFER_CHECK(out.rows == a.rows && out.cols == weight.out_features &&
+                    a.cols == weight.in_features && a.dtype == weight.dtype,
+                "[{}, {}] = [{}, {}] times [{}, {}] transposed", out.rows, out.cols, a.rows, a.cols,
+                weight.out_features, weight.in_features);
+  if (a.rows == 0) return;
+  gemm_.multiply(stream_of(stream), gemm_workspace(stream), out, a, weight.data, 1.0F);
+  if (bias != nullptr) {
+    cuda::add_bias(stream_of(stream), view(out), out.rows, out.cols,
+                   static_cast<const float*>(bias));
+    check_launch();
+  }
+}
+
+void CudaBackend::qk_norm_rope_write_kv(Stream stream, const QkNormRopeWriteKv& args) {
+  const int64_t heads = args.num_q_heads + 2 * int64_t{args.kv.num_kv_heads};
+  MPINFER_CHECK(
+      args.qkv.cols == heads * args.kv.head_dim && args.kv.token_stride == args.kv.head_dim,
+      "{} columns for {} heads of {}", args.qkv.cols, heads, args.kv.head_dim);
+  MPINFER_CHECK(args.kv.dtype == args.qkv.dtype, "KV of {} beside rows of {}",
+                name_of(args.kv.dtype), name_of(args.qkv.dtype));
+  if (args.qkv.rows == 0) return;
+  cuda::rope_write(stream_of(stream), {.qkv = view(args.qkv),
+                                       .rows = args.qkv.rows,
+                                       .num_q_heads = args.num_q_heads,
+                                       .num_kv_heads = args.kv.num_kv_heads,
+                                       .head_dim = args.kv.head_dim,
+                                       .q_norm = static_cast<const float*>(args.q_norm),
+                                       .k_norm = static_cast<const float*>(args.k_norm),
+                                       .norm_eps = args.norm_eps,
+                                       .cos_sin = args.rope.cos_sin,
+                                       .rotary_dim = args.rope.rotary_dim,
+                                       .positions = args.positions,
+                                       .slot_mapping = args.slot_mapping,
+                                       .k = args.kv.k,
+                                       .v = args.kv.v,
+                                       .block_stride = args.kv.block_stride,
+                                       .head_stride = args.kv.head_stride,
+                                       .block_size = args.kv.block_size});
+  check_launch();
+}
+
+// Splits contexts until every processor has several blocks; deterministic: by a fixed length.
+void CudaBackend::decode(Stream stream, const cuda::AttentionArgs& args, int32_t sequences,
+                         int64_t longest) {
+  constexpr int64_t kLeast = 256;
+  constexpr int64_t kFixed = 1024;
+  constexpr int64_t kBlocksAProcessor = 12;
+  constexpr int64_t kMostSplits = 32;
+  if (args.window > 0) longest = std::max<int64_t>(longest, 1);
+  const int64_t blocks = int64_t{sequences} * args.num_kv_heads;
+  int64_t tokens = kFixed;
+  if (!options_.deterministic) {
+    const int64_t wanted = std::max<int64_t>(1, kBlocksAProcessor * num_processors_ / blocks);
+    tokens = std::max(kLeast, (longest + wanted - 1) / wanted);
+  }
+  tokens = (std::max(tokens, (longest + kMostSplits - 1) / kMostSplits) + 15) / 16 * 16;
+  int64_t num_splits = (longest + tokens - 1) / tokens;
+  const auto fits = [&](int64_t n) {
+    return blocks <= kSplitCounters &&
+           cuda::decode_scratch_floats(sequences, args.num_kv_heads, args.head_dim,
+                                       static_cast<int32_t>(n)) <= kSplitPartialFloats;
+  };
+  if (num_splits > 1 && !fits(num_splits)) num_splits = 1;
+  cuda::attention_decode(stream_of(stream), args, sequences,
+                         {.num_splits = static_cast<int32_t>(num_splits),
+                          .tokens_per_split = static_cast<int32_t>(tokens),
+                          .partial = static_cast<float*>(split_partials_),
+                          .counters = static_cast<int32_t*>(split_counters_)});
+}
+
+void CudaBackend::attention(Stream stream, const Matrix& out, const Matrix& q, const KvView& kv,
+                            const AttentionBatch& batch, const AttentionOptions& options) {
+  check_same_shape(out, q);
+  const int64_t width = int64_t{kv.num_kv_heads} * kv.head_dim;
+  MPINFER_CHECK(
+      width > 0 && q.cols % width == 0 && kv.head_dim <= 256 && kv.token_stride == kv.head_dim,
+      "{} columns of q for {} KV heads of {}", q.cols, kv.num_kv_heads, kv.head_dim);
+  const auto sequences = static_cast<size_t>(batch.num_sequences);
+  MPINFER_CHECK(batch.host_cu_seqlens_q.size() == sequences + 1 &&
+                    batch.host_context_lens.size() == sequences,
+                "{} sequences, {} lengths of context", sequences, batch.host_context_lens.size());
+  if (sequences == 0) return;
+  const cuda::AttentionArgs args{.out = view(out),
+                                 .q = view(q),
+                                 .k = kv.k,
+                                 .v = kv.v,
+                                 .block_stride = kv.block_stride,
+                                 .head_stride = kv.head_stride,
+                                 .block_size = kv.block_size,
+                                 .num_kv_heads = kv.num_kv_heads,
+                                 .group = static_cast<int32_t>(q.cols / width),
+                                 .head_dim = kv.head_dim,
+                                 .cu_seqlens_q = batch.cu_seqlens_q,
+                                 .context_lens = batch.context_lens,
+                                 .block_table = batch.block_table,
+                                 .block_table_stride = batch.block_table_stride,
+                                 .scale = options.scale,
+                                 .window = options.window,
+                                 .sinks = options.sinks,
+                                 .softcap = options.softcap};
+  const auto most_rows = [&](size_t begin) {
+    int32_t most = 0;
+    for (size_t s = begin; s < sequences; ++s) {
+      most = std::max(most, batch.host_cu_seqlens_q[s + 1] - batch.host_cu_seqlens_q[s]);
+    }
+    return most;
+  };
+  const bool fast = cuda::attention_is_fast(args);
+  const auto decodes = static_cast<size_t>(fast && args.group <= 8 ? batch.num_decodes : 0);
+  if (decodes > 0) {
+    const int64_t longest =
+        *std::max_element(batch.host_context_lens.begin(),
+                          batch.host_context_lens.begin() + static_cast<std::ptrdiff_t>(decodes));
+    decode(stream, args, static_cast<int32_t>(decodes), longest);
+  }
+  if (decodes < sequences) {
+    const auto launch = fast ? cuda::attention_prefill : cuda::attention_any;
+    launch(stream_of(stream), args, static_cast<int32_t>(decodes),
+           static_cast<int32_t>(sequences - decodes), most_rows(decodes));
+  }
+  check_launch();
+}
+
+void CudaBackend::gated_activation(Stream stream, const Matrix& out, const Matrix& gate_up,
+                                   Activation activation) {
+  MPINFER_CHECK(out.rows == gate_up.rows && 2 * out.cols == gate_up.cols, "[{}, {}] from [{}, {}]",
+                out.rows, out.cols, gate_up.rows, gate_up.cols);
+  if (out.rows == 0) return;
+  const cuda::Gate gate = activation == Activation::kSilu   ? cuda::Gate::kSilu
+                          : activation == Activation::kGelu ? cuda::Gate::kGelu
+                                                            : cuda::Gate::kGeluTanh;
+  cuda::gated_activation(stream_of(stream), view(out), view(gate_up), out.rows, out.cols, gate);
+  check_launch();
+}
+
+void CudaBackend::gather_rows(Stream stream, const Matrix& out, const Matrix& x,
+                              const int32_t* rows) {
+  MPINFER_CHECK(out.cols == x.cols && out.dtype == x.dtype, "{} columns from {}", out.cols, x.cols);
+  if (out.rows == 0) return;
+  cuda::gather_rows(stream_of(stream), view(out), view(x), out.rows, out.cols, rows);
+  check_launch();
+}
+
+// Tiles of the vocabulary: their f32 logits stay in the L2 cache between the product and the
+// maximum.
+void CudaBackend::lm_head_max(Stream stream, MaxPair* out, const Matrix& x, const Weight& weight,
+                              int32_t first_id) {
+  MPINFER_CHECK(x.cols == weight.in_features && x.dtype == weight.dtype,
+                "{} columns times a weight of {}", x.cols, weight.in_features);
+  constexpr int64_t kLeastTile = 1024;
+  constexpr int64_t kMostRows = kLogitsTileBytes / 4 / kLeastTile;
+  for (int64_t row = 0; row < x.rows; row += kMostRows) {
+    const int64_t rows = std::min(kMostRows, x.rows - row);
+    const int64_t tile = std::max(kLeastTile, kLogitsTileBytes / 4 / rows / 256 * 256);
+    for (int64_t begin = 0; begin < weight.out_features; begin += tile) {
+      const int64_t cols = std::min(tile, weight.out_features - begin);
+      const Matrix logits{logits_tile_, DType::kF32, rows, cols, (cols + 3) / 4 * 4};
+      gemm_.multiply(stream_of(stream), gemm_workspace(stream), logits, x.slice_rows(row, rows),
+                     static_cast<const char*>(weight.data) +
+                         begin * weight.in_features * size_of(weight.dtype),
+                     1.0F);
+      cuda::max_tile(stream_of(stream), reinterpret_cast<cuda::MaxPair*>(out + row),
+                     static_cast<const float*>(logits.data), logits.stride, rows, cols,
+                     checked_cast<int32_t>(first_id + begin), begin == 0);
+    }
+  }
+  check_launch();
+}
+
+void CudaBackend::merge_max(Stream stream, int32_t* ids, const MaxPair* gathered, int32_t parts,
+                            int64_t rows) {
+  if (rows == 0) return;
+  cuda::merge_max(stream_of(stream), ids, reinterpret_cast<const cuda::MaxPair*>(gathered), parts,
+                  rows);
+  check_launch();
+}
+
+void CudaBackend::lm_head_logits(Stream stream, const Matrix& logits, const Matrix& x,
+                                 const Weight& weight, float scale) {
+  MPINFER_CHECK(logits.rows == x.rows && logits.cols == weight.out_features &&
+                    x.cols == weight.in_features && logits.dtype == DType::kF32,
+                "[{}, {}] = [{}, {}] times [{}, {}] transposed", logits.rows, logits.cols, x.rows,
+                x.cols, weight.out_features, weight.in_features);
+  if (x.rows == 0) return;
+  gemm_.multiply(stream_of(stream), gemm_workspace(stream), logits, x, weight.data, scale);
+}
+
+void CudaBackend::sample(Stream stream, int32_t* ids, const SampleBatch& batch) {
+  MPINFER_CHECK(batch.logits.dtype == DType::kF32, "logits of {}", name_of(batch.logits.dtype));
+  if (batch.logits.rows == 0) return;
+  cuda::sample(stream_of(stream), ids, batch.logits.row<float>(0), batch.logits.stride,
+               batch.logits.rows, checked_cast<int32_t>(batch.logits.cols),
+               reinterpret_cast<const cuda::SampleRow*>(batch.rows), batch.adjustment_offsets,
+               reinterpret_cast<const cuda::LogitAdjustment*>(batch.adjustments));
+  check_launch();
+}
+
+void CudaBackend::gather_slots(Stream stream, int32_t* ids, const int32_t* last_token,
+                               const int32_t* slots, int64_t rows) {
+  if (rows == 0) return;
+  cuda::gather_slots(stream_of(stream), ids, last_token, slots, rows);
+  check_launch();
+}
+
+void CudaBackend::scatter_slots(Stream stream, int32_t* last_token, const int32_t* ids,
+                                const int32_t* slots, int64_t rows) {
+  if (rows == 0) return;
+  cuda::scatter_slots(stream_of(stream), last_token, ids, slots, rows);
+  check_launch();
+}
+
+void CudaBackend::copy(Stream stream, const Matrix& out, const Matrix& x) {
+  check_same_shape(out, x);
+  MPINFER_CHECK((out.dtype == DType::kI32) == (x.dtype == DType::kI32), "{} from {}",
+                name_of(out.dtype), name_of(x.dtype));
+  if (out.rows == 0) return;
+  cuda::copy(stream_of(stream), view(out), view(x), out.rows, out.cols);
+  check_launch();
+}
+
+void CudaBackend::fill(Stream stream, const Matrix& out, float value) {
+  if (out.rows == 0) return;
+  cuda::fill(stream_of(stream), view(out), out.rows, out.cols, value);
+  check_launch();
+}
+
+void CudaBackend::fill_bytes(Stream stream, void* data, int byte, int64_t bytes) {
+  MPINFER_CUDA(cudaMemsetAsync(data, byte, static_cast<size_t>(bytes), stream_of(stream)));
+}
+
+void CudaBackend::accumulate(Stream stream, void* out, const void* x, DType dtype, int64_t count) {
+  if (count == 0) return;
+  cuda::accumulate(stream_of(stream), out, x, element_type(dtype), count);
+  check_launch();
+}
+
+}  // namespace mpinfer::backend

@@ -1,0 +1,14 @@
+// Fixed device memory of the CUDA backend beside what its callers allocate.
+#pragma once
+
+#include <cstdint>
+
+namespace mpinfer::backend {
+
+inline constexpr int64_t kLogitsTileBytes = int64_t{32}
+                                            << 20;  // f32 logits of a vocabulary tile: stays in L2
+inline constexpr int64_t kSplitPartialFloats = int64_t{16} << 20;  // sums of split decode attention
+inline constexpr int64_t kSplitCounters = int64_t{64}
+                                          << 10;  // one a (sequence, KV head) of a split batch
+
+}  // namespace mpinfer::backend
