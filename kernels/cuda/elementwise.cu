@@ -187,7 +187,12 @@ template <class T>
 __global__ void accumulate_kernel(T* out, const T* x, int64_t count) {
   wait_for_previous();
   const int64_t i = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (i < count) out[i] = from_float<T>(to_float(out[i]) + to_float(x[i]));
+  if (i >= count) return;
+  if constexpr (std::is_integral_v<T>) {
+    out[i] += x[i];
+  } else {
+    out[i] = from_float<T>(to_float(out[i]) + to_float(x[i]));
+  }
 }
 
 __global__ void gather_slots_kernel(int32_t* ids, const int32_t* last_token, const int32_t* slots,
@@ -201,7 +206,7 @@ __global__ void scatter_slots_kernel(int32_t* last_token, const int32_t* ids, co
                                      int64_t rows) {
   wait_for_previous();
   const int64_t r = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (r < rows) last_token[slots[r]] = ids[r];
+  if (r < rows && slots[r] >= 0) last_token[slots[r]] = ids[r];
 }
 
 int threads_for(int64_t items) {
@@ -333,11 +338,13 @@ void fill(cudaStream_t stream, const View& out, int64_t rows, int64_t cols, floa
 }
 
 void accumulate(cudaStream_t stream, void* out, const void* x, ElementType dtype, int64_t count) {
-  with_type(dtype, [&](auto type) {
+  const auto add = [&](auto type) {
     using T = decltype(type);
     launch(accumulate_kernel<T>, blocks_for(count, 256), 256, 0, stream, static_cast<T*>(out),
            static_cast<const T*>(x), count);
-  });
+  };
+  if (dtype == ElementType::kI32) return add(int32_t{});
+  with_type(dtype, add);
 }
 
 void gather_slots(cudaStream_t stream, int32_t* ids, const int32_t* last_token,

@@ -167,16 +167,18 @@ void CudaBackend::synchronize() {
   MPINFER_CUDA(cudaDeviceSynchronize());
 }
 
-// The stored type is the activation type: products take operands of one type.
+// The stored type is the activation type: products take operands of one type. The layout tag keeps the
+// type the weight was declared with, to which its values are rounded first.
 int64_t CudaBackend::packed_bytes(int64_t out_features, int64_t in_features, DType) const {
   return out_features * in_features * size_of(activation_dtype());
 }
 
 Weight CudaBackend::make_weight(void* data, int64_t out_features, int64_t in_features,
-                                DType) const {
+                                DType dtype) const {
   Weight weight;
   weight.data = data;
   weight.dtype = activation_dtype();
+  weight.layout = static_cast<int32_t>(dtype);
   weight.out_features = out_features;
   weight.in_features = in_features;
   return weight;
@@ -193,12 +195,15 @@ void CudaBackend::pack_rows(const Weight& weight, int64_t first_row, int64_t row
   const void* from = source;
   int64_t from_bytes = source_stride * width;
   std::vector<uint8_t> converted;
-  if (source_dtype != weight.dtype) {
+  const auto declared = static_cast<DType>(weight.layout);
+  if (source_dtype != weight.dtype || declared != weight.dtype) {
     converted.resize(static_cast<size_t>(rows * row_bytes));
+    std::vector<uint8_t> as_declared(static_cast<size_t>(weight.in_features * size_of(declared)));
     const auto* bytes = static_cast<const uint8_t*>(source);
     for (int64_t r = 0; r < rows; ++r) {
-      convert_row(converted.data() + r * row_bytes, weight.dtype, 1,
-                  bytes + r * source_stride * size_of(source_dtype), source_dtype,
+      convert_row(as_declared.data(), declared, 1, bytes + r * source_stride * size_of(source_dtype),
+                  source_dtype, weight.in_features);
+      convert_row(converted.data() + r * row_bytes, weight.dtype, 1, as_declared.data(), declared,
                   weight.in_features);
     }
     from = converted.data();

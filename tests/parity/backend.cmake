@@ -8,3 +8,7 @@ target_link_libraries(bench_gemm PRIVATE mpinfer_backend)
 # Catch's own main takes minutes under the sanitizers and is not what they are for (property of the whole directory).
 set_source_files_properties(support/main.cpp PROPERTIES COMPILE_OPTIONS
   "$<$<BOOL:${MPINFER_SANITIZE}>:-O0;-fno-sanitize=address,undefined>")
+if(MPINFER_HAVE_CUDA)
+  add_executable(bench_cuda_ops EXCLUDE_FROM_ALL "${CMAKE_SOURCE_DIR}/scripts/bench/cuda_ops.cpp")
+  target_link_libraries(bench_cuda_ops PRIVATE mpinfer_backend)
+endif()
