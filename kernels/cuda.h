@@ -86,6 +86,9 @@ void attention_decode(cudaStream_t stream, const AttentionArgs& args, int32_t se
 // Sequences [first, first + sequences) with up to max_rows rows.
 void attention_prefill(cudaStream_t stream, const AttentionArgs& args, int32_t first,
                        int32_t sequences, int32_t max_rows);
+// The same on devices of compute capability 9.x alone.
+void attention_prefill_hopper(cudaStream_t stream, const AttentionArgs& args, int32_t first,
+                              int32_t sequences, int32_t max_rows);
 void attention_any(cudaStream_t stream, const AttentionArgs& args, int32_t first, int32_t sequences,
                    int32_t max_rows);
 

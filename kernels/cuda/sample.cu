@@ -150,9 +150,10 @@ __device__ uint64_t mass_of(float w) {
 struct DrawState {
   unsigned long long bins[kBins];
   unsigned long long warp_sums[32];
-  unsigned long long before;  // above the chosen bin
-  int bin;
-  int owner;
+  unsigned long long warp_ties[32];
+  unsigned long long before;  // above the chosen bin, or before the chosen segment
+  unsigned long long ties_before;
+  int chosen;
 };
 
 __device__ unsigned long long block_add(unsigned long long x, DrawState& s) {
@@ -184,45 +185,59 @@ __device__ unsigned long long block_prefix(unsigned long long x, DrawState& s) {
   return before;
 }
 
-// The largest key t such that the mass of elements with key >= t reaches target (> 0, at most the
-// sum of all); above: mass of keys > t. mass(c) gives an element's mass (0: not a candidate),
-// key(c) its key.
-template <class Mass, class Key>
-__device__ uint32_t select_key(int32_t cols, unsigned long long target, Mass mass, Key key,
-                               DrawState& s, unsigned long long* above) {
-  uint32_t prefix = 0;
-  int shift = 32;
-  unsigned long long higher = 0;
+__device__ void clear_bins(DrawState& s) {
+  for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kDrawThreads) s.bins[i] = 0;
+  __syncthreads();
+}
+
+// The bin, from the top, in which the sum reaches target; higher grows by what lies above it.
+__device__ int choose_bin(unsigned long long target, unsigned long long* higher, DrawState& s) {
+  __syncthreads();
+  const int top = kBins - 1 - 2 * static_cast<int>(threadIdx.x);
+  const unsigned long long a = s.bins[top];
+  const unsigned long long b = s.bins[top - 1];
+  const unsigned long long before = *higher + block_prefix(a + b, s);
+  if (before < target && before + a + b >= target) {
+    const bool first = before + a >= target;
+    s.chosen = first ? top : top - 1;
+    s.before = first ? before : before + a;
+  }
+  __syncthreads();
+  *higher = s.before;
+  const int bin = s.chosen;
+  __syncthreads();
+  return bin;
+}
+
+// Of elements whose key starts with prefix (the bits from shift up): the largest key t such that
+// the mass of keys >= t, and higher with it, reaches target. key(c) and mass(c) are called for
+// every element.
+template <class Key, class Mass>
+__device__ uint32_t select_key(int32_t cols, unsigned long long target, uint32_t prefix, int shift,
+                               unsigned long long* higher, Key key, Mass mass, DrawState& s) {
   while (shift > 0) {
-    const int bits = shift > 10 ? 11 : 10;
+    const int bits = shift < 11 ? shift : 11;
     const int next = shift - bits;
-    for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kDrawThreads) s.bins[i] = 0;
-    __syncthreads();
+    clear_bins(s);
     for (int32_t c = static_cast<int32_t>(threadIdx.x); c < cols; c += kDrawThreads) {
       const uint32_t k = key(c);
       if (shift < 32 && (k >> shift) != prefix) continue;
-      const unsigned long long m = mass(c);
+      const unsigned long long m = mass(k);
       if (m != 0) atomicAdd(&s.bins[(k >> next) & ((1U << bits) - 1U)], m);
     }
-    __syncthreads();
-    // Thread i looks at bins from the top: 2 a thread.
-    const int top = kBins - 1 - 2 * static_cast<int>(threadIdx.x);
-    const unsigned long long a = s.bins[top];
-    const unsigned long long b = s.bins[top - 1];
-    const unsigned long long before = higher + block_prefix(a + b, s);
-    if (before < target && before + a + b >= target) {
-      const bool first = before + a >= target;
-      s.bin = first ? top : top - 1;
-      s.before = first ? before : before + a;
-    }
-    __syncthreads();
-    higher = s.before;
-    prefix = (prefix << bits) | static_cast<uint32_t>(s.bin);
+    prefix = (prefix << bits) | static_cast<uint32_t>(choose_bin(target, higher, s));
     shift = next;
-    __syncthreads();
   }
-  *above = higher;
   return prefix;
+}
+
+// Weights in (0, 1] by size: 64 bins an octave down to 2^-31, all smaller ones in bin 0.
+constexpr int kOctaves = 31;
+constexpr int kBinShift = 17;
+constexpr uint32_t kFirstBin = (127U - kOctaves) << 6;
+__device__ int bin_of(uint32_t weight_bits) {
+  const uint32_t bin = weight_bits >> kBinShift;
+  return bin > kFirstBin ? static_cast<int>(bin - kFirstBin) : 0;
 }
 
 __global__ void __launch_bounds__(kDrawThreads)
@@ -233,95 +248,147 @@ __global__ void __launch_bounds__(kDrawThreads)
   const int64_t r = blockIdx.x;
   const SampleRow row = params[r];
   float* logits = all + r * stride;
+  const auto thread = static_cast<int32_t>(threadIdx.x);
   bool nan = false;
   if (offsets != nullptr) {
-    for (int32_t i = offsets[r] + static_cast<int32_t>(threadIdx.x); i < offsets[r + 1];
-         i += kDrawThreads) {
+    for (int32_t i = offsets[r] + thread; i < offsets[r + 1]; i += kDrawThreads) {
       nan = adjust(logits, row, adjustments[i]) || nan;
     }
     __syncthreads();
   }
   Best best;
-  for (int32_t c = static_cast<int32_t>(threadIdx.x); c < cols; c += kDrawThreads)
-    best.take(logits[c], c);
+#pragma unroll 4
+  for (int32_t c = thread; c < cols; c += kDrawThreads) best.take(logits[c], c);
   best.has_nan = best.has_nan || nan;
   best = block_best(best);
   const bool greedy = row.temperature < 1e-5F;
   if (best.has_nan || best.id == INT32_MAX || best.value == -INFINITY ||
       (!greedy && best.value == INFINITY)) {
-    if (threadIdx.x == 0) ids[r] = -1;
+    if (thread == 0) ids[r] = -1;
     return;
   }
   if (greedy) {
-    if (threadIdx.x == 0) ids[r] = best.id;
+    if (thread == 0) ids[r] = best.id;
     return;
   }
-  const float highest = best.value;
-  const auto weight = [&](int32_t c) { return expf((logits[c] - highest) / row.temperature); };
   uint32_t least_key = 0;  // of the logit: top_k
-  unsigned long long above = 0;
   if (row.top_k > 0 && row.top_k < cols) {
+    unsigned long long higher = 0;
     least_key = select_key(
-        cols, static_cast<unsigned long long>(row.top_k), [](int32_t) { return 1ULL; },
-        [&](int32_t c) { return key_of(logits[c]); }, s, &above);
+        cols, static_cast<unsigned long long>(row.top_k), 0, 32, &higher,
+        [&](int32_t c) { return key_of(logits[c]); }, [](uint32_t) { return 1ULL; }, s);
   }
-  const auto mass = [&](int32_t c) -> unsigned long long {
-    if (key_of(logits[c]) < least_key) return 0;
-    const float w = weight(c);
-    return w >= row.min_p ? mass_of(w) : 0;
-  };
+  // Logits become weights: 0 for what top_k and min_p drop.
+  clear_bins(s);
+  const bool filtered = row.top_p < 1.0F;
   unsigned long long left = 0;
-  for (int32_t c = static_cast<int32_t>(threadIdx.x); c < cols; c += kDrawThreads) left += mass(c);
+#pragma unroll 4
+  for (int32_t c = thread; c < cols; c += kDrawThreads) {
+    const float x = logits[c];
+    float w = expf((x - best.value) / row.temperature);
+    if (w < row.min_p || key_of(x) < least_key) w = 0.0F;
+    logits[c] = w;
+    const unsigned long long m = mass_of(w);
+    left += m;
+    if (filtered && m != 0) atomicAdd(&s.bins[bin_of(__float_as_uint(w))], m);
+  }
   left = block_add(left, s);
   // top_p: every weight above the threshold, and of those equal to it the lowest ids, up to the
   // crossing token.
   uint32_t threshold = 0;
-  unsigned long long ties_left = ~0ULL;
-  if (row.top_p < 1.0F) {
+  unsigned long long of_tie = 0;
+  unsigned long long ties_left = 0;
+  if (filtered) {
     auto target = static_cast<unsigned long long>(
         ceil(static_cast<double>(row.top_p) * static_cast<double>(left)));
     target = target == 0 ? 1 : target > left ? left : target;
-    threshold = select_key(
-        cols, target, mass, [&](int32_t c) { return __float_as_uint(weight(c)); }, s, &above);
-    const unsigned long long of_one = mass_of(__uint_as_float(threshold));
-    ties_left = (target - above + of_one - 1) / of_one;
-    left = above;  // of weights above; the ties that stay are added below
+    unsigned long long above = 0;
+    const int bin = choose_bin(target, &above, s);
+    const auto key = [&](int32_t c) { return __float_as_uint(logits[c]); };
+    const auto mass = [](uint32_t k) {
+      return static_cast<unsigned long long>(mass_of(__uint_as_float(k)));
+    };
+    if (bin > 0) {
+      threshold = select_key(cols, target, kFirstBin + static_cast<uint32_t>(bin), kBinShift,
+                             &above, key, mass, s);
+    } else {
+      const auto small = [&](uint32_t k) { return bin_of(k) == 0 ? mass(k) : 0ULL; };
+      threshold = select_key(cols, target, 0, 32, &above, key, small, s);
+    }
+    of_tie = mass(threshold);
+    ties_left = (target - above + of_tie - 1) / of_tie;
+    left = above + ties_left * of_tie;
   }
-  // Each thread owns a run of ids.
-  const int32_t run = (cols + kDrawThreads - 1) / kDrawThreads;
-  const int32_t begin = min(cols, run * static_cast<int32_t>(threadIdx.x));
-  const int32_t end = min(cols, begin + run);
-  unsigned long long ties_before = 0;
-  if (row.top_p < 1.0F) {
-    unsigned long long ties = 0;
-    for (int32_t c = begin; c < end; ++c)
-      ties += mass(c) != 0 && __float_as_uint(weight(c)) == threshold ? 1 : 0;
-    ties_before = block_prefix(ties, s);
-    const unsigned long long all_ties = block_add(ties, s);
-    ties_left = ties_left < all_ties ? ties_left : all_ties;
-    left += ties_left * mass_of(__uint_as_float(threshold));
-  }
-  const auto survivor = [&](int32_t c, unsigned long long* ties_seen) -> unsigned long long {
-    const unsigned long long m = mass(c);
-    if (m == 0 || row.top_p >= 1.0F) return m;
-    const uint32_t bits = __float_as_uint(weight(c));
-    if (bits == threshold) return (*ties_seen)++ < ties_left ? m : 0;
-    return bits > threshold ? m : 0;
+  // Survivors by ascending id: first the warp's segment in which the sum crosses the drawn mass,
+  // then the token in it.
+  const int32_t segment = ((cols + 31) / 32 + 31) / 32 * 32;
+  const auto sum_segment = [&](int32_t begin, int32_t end, int32_t step, unsigned long long* ties) {
+    unsigned long long sum = 0;
+    for (int32_t c = begin; c < end; c += step) {
+      const float w = logits[c];
+      const uint32_t bits = __float_as_uint(w);
+      if (filtered && bits == threshold) ++*ties;
+      if (bits > threshold || !filtered) sum += mass_of(w);
+    }
+    return sum;
   };
-  unsigned long long mine = 0;
-  unsigned long long ties_seen = ties_before;
-  for (int32_t c = begin; c < end; ++c) mine += survivor(c, &ties_seen);
-  const unsigned long long before = block_prefix(mine, s);
+  const int32_t warp = thread / 32;
+  unsigned long long ties = 0;
+  unsigned long long sum = sum_segment(min(cols, warp * segment) + thread % 32,
+                                       min(cols, (warp + 1) * segment), 32, &ties);
+#pragma unroll
+  for (int offset = 16; offset > 0; offset /= 2) {
+    sum += __shfl_xor_sync(0xffffffffU, sum, offset);
+    ties += __shfl_xor_sync(0xffffffffU, ties, offset);
+  }
+  __syncthreads();
+  if (thread % 32 == 0) {
+    s.warp_sums[warp] = sum;
+    s.warp_ties[warp] = ties;
+  }
+  __syncthreads();
   const float uniform = philox_uniform(
       {.seed = row.seed, .index = row.index, .sample = row.sample, .position = row.position});
   const auto target =
       static_cast<unsigned long long>(static_cast<double>(uniform) * static_cast<double>(left));
-  if (mine == 0 || before > target || before + mine <= target) return;
-  unsigned long long sum = before;
-  ties_seen = ties_before;
+  if (thread == 0) {
+    unsigned long long before = 0;
+    unsigned long long ties_before = 0;
+    int w = 0;
+    for (; w < 31; ++w) {
+      const unsigned long long room = ties_left > ties_before ? ties_left - ties_before : 0;
+      const unsigned long long here =
+          s.warp_sums[w] + (s.warp_ties[w] < room ? s.warp_ties[w] : room) * of_tie;
+      if (before + here > target) break;
+      before += here;
+      ties_before += s.warp_ties[w];
+    }
+    s.chosen = w;
+    s.before = before;
+    s.ties_before = ties_before;
+  }
+  __syncthreads();
+  const int32_t segment_begin = min(cols, s.chosen * segment);
+  const int32_t segment_end = min(cols, segment_begin + segment);
+  const int32_t run = (segment + kDrawThreads - 1) / kDrawThreads;
+  const int32_t begin = min(segment_end, segment_begin + run * thread);
+  const int32_t end = min(segment_end, begin + run);
+  ties = 0;
+  sum = sum_segment(begin, end, 1, &ties);
+  unsigned long long ties_before = s.ties_before + block_prefix(ties, s);
+  const unsigned long long room = ties_left > ties_before ? ties_left - ties_before : 0;
+  sum += (ties < room ? ties : room) * of_tie;
+  unsigned long long before = s.before + block_prefix(sum, s);
+  if (sum == 0 || before > target || before + sum <= target) return;
   for (int32_t c = begin; c < end; ++c) {
-    sum += survivor(c, &ties_seen);
-    if (sum > target) {
+    const float w = logits[c];
+    const uint32_t bits = __float_as_uint(w);
+    if (filtered && bits == threshold) {
+      before += ties_before++ < ties_left ? of_tie : 0;
+    } else if (bits > threshold || !filtered) {
+      before += mass_of(w);
+    }
+    if (before > target) {
       ids[r] = c;
       return;
     }

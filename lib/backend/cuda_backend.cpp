@@ -83,6 +83,7 @@ CudaBackend::CudaBackend(const CudaOptions& options)
   cudaDeviceProp properties{};
   MPINFER_CUDA(cudaGetDeviceProperties(&properties, options.device));
   num_processors_ = properties.multiProcessorCount;
+  hopper_ = properties.major == 9;
   description_ =
       fmt::format("cuda {} {} {}", options.device, properties.name, uuid_of(properties.uuid));
   for (cudaStream_t& stream : streams_)
@@ -167,8 +168,8 @@ void CudaBackend::synchronize() {
   MPINFER_CUDA(cudaDeviceSynchronize());
 }
 
-// The stored type is the activation type: products take operands of one type. The layout tag keeps the
-// type the weight was declared with, to which its values are rounded first.
+// The stored type is the activation type: products take operands of one type. The layout tag keeps
+// the type the weight was declared with, to which its values are rounded first.
 int64_t CudaBackend::packed_bytes(int64_t out_features, int64_t in_features, DType) const {
   return out_features * in_features * size_of(activation_dtype());
 }
@@ -201,8 +202,9 @@ void CudaBackend::pack_rows(const Weight& weight, int64_t first_row, int64_t row
     std::vector<uint8_t> as_declared(static_cast<size_t>(weight.in_features * size_of(declared)));
     const auto* bytes = static_cast<const uint8_t*>(source);
     for (int64_t r = 0; r < rows; ++r) {
-      convert_row(as_declared.data(), declared, 1, bytes + r * source_stride * size_of(source_dtype),
-                  source_dtype, weight.in_features);
+      convert_row(as_declared.data(), declared, 1,
+                  bytes + r * source_stride * size_of(source_dtype), source_dtype,
+                  weight.in_features);
       convert_row(converted.data() + r * row_bytes, weight.dtype, 1, as_declared.data(), declared,
                   weight.in_features);
     }

@@ -81,6 +81,7 @@ class CudaBackend final : public Backend {
   CudaOptions options_;
   std::string description_;
   int num_processors_ = 0;
+  bool hopper_ = false;
   std::array<cudaStream_t, kNumStreams> streams_{};
   std::array<void*, kNumStreams> gemm_workspaces_{};
   CudaGemm gemm_;

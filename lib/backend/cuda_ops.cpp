@@ -1,5 +1,6 @@
 // The model's ops of the CUDA backend: shape checks, choice of kernels, launches.
 #include <algorithm>
+#include <bit>
 #include <cstddef>
 
 #include "lib/backend/cuda_backend_impl.h"
@@ -203,7 +204,9 @@ void CudaBackend::attention(Stream stream, const Matrix& out, const Matrix& q, c
     decode(stream, args, static_cast<int32_t>(decodes), longest);
   }
   if (decodes < sequences) {
-    const auto launch = fast ? cuda::attention_prefill : cuda::attention_any;
+    const auto launch = !fast     ? cuda::attention_any
+                        : hopper_ ? cuda::attention_prefill_hopper
+                                  : cuda::attention_prefill;
     launch(stream_of(stream), args, static_cast<int32_t>(decodes),
            static_cast<int32_t>(sequences - decodes), most_rows(decodes));
   }
@@ -240,7 +243,10 @@ void CudaBackend::lm_head_max(Stream stream, MaxPair* out, const Matrix& x, cons
   constexpr int64_t kMostRows = kLogitsTileBytes / 4 / kLeastTile;
   for (int64_t row = 0; row < x.rows; row += kMostRows) {
     const int64_t rows = std::min(kMostRows, x.rows - row);
-    const int64_t tile = std::max(kLeastTile, kLogitsTileBytes / 4 / rows / 256 * 256);
+    // One width for a whole range of rows: each width is a product whose kernel has to be chosen.
+    const auto at_most =
+        static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(rows, 64))));
+    const int64_t tile = std::max(kLeastTile, kLogitsTileBytes / 4 / at_most);
     for (int64_t begin = 0; begin < weight.out_features; begin += tile) {
       const int64_t cols = std::min(tile, weight.out_features - begin);
       const Matrix logits{logits_tile_, DType::kF32, rows, cols, (cols + 3) / 4 * 4};

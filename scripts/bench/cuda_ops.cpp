@@ -1,5 +1,6 @@
-// Speed of the CUDA backend's ops at the sizes of Qwen3-0.6B and Llama-3.1-8B, each beside what limits it: bytes moved over
-// the measured copy bandwidth, or multiply-adds over the measured product of 8192³. Build: ninja bench_cuda_ops; no arguments.
+// Speed of the CUDA backend's ops at the sizes of Qwen3-0.6B and Llama-3.1-8B, each beside what
+// limits it: bytes moved over the measured copy bandwidth, or multiply-adds over the measured
+// product of 8192³. Build: ninja bench_cuda_ops; no arguments.
 #include <algorithm>
 #include <chrono>
 #include <functional>
@@ -28,7 +29,8 @@ struct Bench {
       const auto start = std::chrono::steady_clock::now();
       for (int i = 0; i < calls; ++i) op();
       backend->synchronize();
-      seconds.push_back(std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / calls);
+      seconds.push_back(
+          std::chrono::duration<double>(std::chrono::steady_clock::now() - start).count() / calls);
     }
     std::sort(seconds.begin(), seconds.end());
     return seconds[2];
@@ -55,12 +57,14 @@ struct Bench {
   void report(const std::string& name, double seconds, double bytes, double operations) const {
     const double by_bytes = bytes / copy_bandwidth;
     const double by_flops = operations / flops;
-    fmt::print("{:<52} {:>9.1f} us {:>7.2f} TB/s {:>6.0f} TFLOP/s  {:>5.1f} % of its limit\n", name, seconds * 1e6,
-               bytes / seconds / 1e12, operations / seconds / 1e12, 100.0 * std::max(by_bytes, by_flops) / seconds);
+    fmt::print("{:<52} {:>9.1f} us {:>7.2f} TB/s {:>6.0f} TFLOP/s  {:>5.1f} % of its limit\n", name,
+               seconds * 1e6, bytes / seconds / 1e12, operations / seconds / 1e12,
+               100.0 * std::max(by_bytes, by_flops) / seconds);
     std::fflush(stdout);
   }
 
-  Matrix matrix(const Buffer& buffer, int64_t rows, int64_t cols, DType dtype = DType::kBF16) const {
+  Matrix matrix(const Buffer& buffer, int64_t rows, int64_t cols,
+                DType dtype = DType::kBF16) const {
     return {buffer.data(), dtype, rows, cols, cols};
   }
 
@@ -70,7 +74,10 @@ struct Bench {
     const Buffer b = backend->allocate(bytes);
     backend->fill_bytes(Stream::kCompute, a.data(), 17, bytes);
     const double seconds = time(
-        [&] { backend->copy(Stream::kCompute, matrix(b, 1 << 15, 1 << 16), matrix(a, 1 << 15, 1 << 16)); }, 5);
+        [&] {
+          backend->copy(Stream::kCompute, matrix(b, 1 << 15, 1 << 16), matrix(a, 1 << 15, 1 << 16));
+        },
+        5);
     copy_bandwidth = 2.0 * static_cast<double>(bytes) / seconds;
     // The copy kernel is not the fastest there is: the device's own figure where it is known.
     if (backend->description().find("H200") != std::string::npos) copy_bandwidth = 4.26e12;
@@ -79,10 +86,13 @@ struct Bench {
     const Buffer w = random_bf16(8192 * 8192, 0.02F);
     const Buffer out = backend->allocate(8192 * 8192 * 2);
     const Weight weight = backend->make_weight(w.data(), 8192, 8192, DType::kBF16);
-    flops = 2.0 * 8192 * 8192 * 8192 /
-            time([&] { backend->gemm(Stream::kCompute, matrix(out, 8192, 8192), matrix(x, 8192, 8192), weight, nullptr); });
-    fmt::print("{}\ncopy kernel {:.2f} TB/s, limit used {:.2f}; product of 8192: {:.0f} TFLOP/s\n", backend->description(),
-               2.0 * static_cast<double>(bytes) / seconds / 1e12, copy_bandwidth / 1e12, flops / 1e12);
+    flops = 2.0 * 8192 * 8192 * 8192 / time([&] {
+              backend->gemm(Stream::kCompute, matrix(out, 8192, 8192), matrix(x, 8192, 8192),
+                            weight, nullptr);
+            });
+    fmt::print("{}\ncopy kernel {:.2f} TB/s, limit used {:.2f}; product of 8192: {:.0f} TFLOP/s\n",
+               backend->description(), 2.0 * static_cast<double>(bytes) / seconds / 1e12,
+               copy_bandwidth / 1e12, flops / 1e12);
   }
 
   void gemm(int64_t rows, int64_t n, int64_t k) {
@@ -90,10 +100,12 @@ struct Bench {
     const Buffer w = random_bf16(n * k, 0.02F);
     const Buffer out = backend->allocate(rows * n * 2);
     const Weight weight = backend->make_weight(w.data(), n, k, DType::kBF16);
-    const double seconds =
-        time([&] { backend->gemm(Stream::kCompute, matrix(out, rows, n), matrix(x, rows, k), weight, nullptr); });
+    const double seconds = time([&] {
+      backend->gemm(Stream::kCompute, matrix(out, rows, n), matrix(x, rows, k), weight, nullptr);
+    });
     report(fmt::format("gemm {} x {} x {}", rows, n, k), seconds,
-           2.0 * static_cast<double>(rows * k + n * k + rows * n), 2.0 * static_cast<double>(rows) * static_cast<double>(n * k));
+           2.0 * static_cast<double>(rows * k + n * k + rows * n),
+           2.0 * static_cast<double>(rows) * static_cast<double>(n * k));
   }
 
   void lm_head(int64_t rows, int64_t vocabulary, int64_t hidden) {
@@ -102,10 +114,12 @@ struct Bench {
     const Buffer out = backend->allocate(rows * 8);
     const Weight weight = backend->make_weight(w.data(), vocabulary, hidden, DType::kBF16);
     const double seconds = time([&] {
-      backend->lm_head_max(Stream::kCompute, static_cast<MaxPair*>(out.data()), matrix(x, rows, hidden), weight, 0);
+      backend->lm_head_max(Stream::kCompute, static_cast<MaxPair*>(out.data()),
+                           matrix(x, rows, hidden), weight, 0);
     });
     report(fmt::format("lm_head_max {} x {} x {}", rows, vocabulary, hidden), seconds,
-           2.0 * static_cast<double>(vocabulary * hidden), 2.0 * static_cast<double>(rows) * static_cast<double>(vocabulary * hidden));
+           2.0 * static_cast<double>(vocabulary * hidden),
+           2.0 * static_cast<double>(rows) * static_cast<double>(vocabulary * hidden));
   }
 
   void rows_ops(int64_t rows, int64_t hidden, int64_t intermediate) {
@@ -115,10 +129,11 @@ struct Bench {
     const Buffer norm = backend->allocate(hidden * 4);
     backend->fill_bytes(Stream::kCompute, norm.data(), 0, hidden * 4);
     double seconds = time([&] {
-      backend->add_rms_norm(Stream::kCompute, matrix(out, rows, hidden), matrix(y, rows, hidden), matrix(x, rows, hidden),
-                            0.0F, norm.data(), 1e-6F);
+      backend->add_rms_norm(Stream::kCompute, matrix(out, rows, hidden), matrix(y, rows, hidden),
+                            matrix(x, rows, hidden), 0.0F, norm.data(), 1e-6F);
     });
-    report(fmt::format("add_rms_norm {} x {}", rows, hidden), seconds, 8.0 * static_cast<double>(rows * hidden), 0.0);
+    report(fmt::format("add_rms_norm {} x {}", rows, hidden), seconds,
+           8.0 * static_cast<double>(rows * hidden), 0.0);
     const Buffer gate_up = random_bf16(rows * 2 * intermediate, 1.0F);
     const Buffer activated = backend->allocate(rows * intermediate * 2);
     seconds = time([&] {
@@ -130,7 +145,8 @@ struct Bench {
   }
 
   // sequences with `rows` new rows each, at the end of `context` tokens.
-  void attention(int32_t sequences, int32_t rows, int32_t context, int32_t q_heads, int32_t kv_heads, int32_t dim) {
+  void attention(int32_t sequences, int32_t rows, int32_t context, int32_t q_heads,
+                 int32_t kv_heads, int32_t dim) {
     constexpr int32_t kBlock = 32;
     const int32_t blocks_each = (context + kBlock - 1) / kBlock;
     const int64_t blocks = int64_t{sequences} * blocks_each;
@@ -149,22 +165,27 @@ struct Bench {
     std::shuffle(order.begin(), order.end(), std::mt19937(7));
     for (int32_t s = 0; s < sequences; ++s) {
       cu.push_back(cu.back() + rows);
-      for (int32_t b = 0; b < blocks_each; ++b) table.push_back(order[static_cast<size_t>(s * blocks_each + b)]);
+      for (int32_t b = 0; b < blocks_each; ++b)
+        table.push_back(order[static_cast<size_t>(s * blocks_each + b)]);
       for (int32_t p = context - rows; p < context; ++p) {
         positions.push_back(p);
-        slots.push_back(table[static_cast<size_t>(s * blocks_each + p / kBlock)] * kBlock + p % kBlock);
+        slots.push_back(table[static_cast<size_t>(s * blocks_each + p / kBlock)] * kBlock +
+                        p % kBlock);
       }
     }
     const std::vector<int32_t> contexts(static_cast<size_t>(sequences), context);
     const auto device = [&](const std::vector<int32_t>& values) {
       Buffer to = backend->allocate(static_cast<int64_t>(values.size()) * 4);
-      backend->upload(Stream::kCompute, to.data(), values.data(), static_cast<int64_t>(values.size()) * 4);
+      backend->upload(Stream::kCompute, to.data(), values.data(),
+                      static_cast<int64_t>(values.size()) * 4);
       backend->synchronize();
       return to;
     };
-    const Buffer device_cu = device(cu), device_contexts = device(contexts), device_table = device(table);
+    const Buffer device_cu = device(cu), device_contexts = device(contexts),
+                 device_table = device(table);
     const Buffer device_positions = device(positions), device_slots = device(slots);
-    const KvView kv{k.data(), v.data(), DType::kBF16, block_elements, int64_t{kBlock} * dim, dim, kBlock, kv_heads, dim};
+    const KvView kv{k.data(), v.data(), DType::kBF16, block_elements, int64_t{kBlock} * dim, dim,
+                    kBlock,   kv_heads, dim};
     const AttentionBatch batch{.num_sequences = sequences,
                                .num_decodes = rows == 1 ? sequences : 0,
                                .cu_seqlens_q = static_cast<const int32_t*>(device_cu.data()),
@@ -175,27 +196,32 @@ struct Bench {
                                .host_context_lens = contexts};
     const Matrix q{qkv.data(), DType::kBF16, all, int64_t{q_heads} * dim, width};
     double seconds = time([&] {
-      backend->attention(Stream::kCompute, matrix(out, all, int64_t{q_heads} * dim), q, kv, batch, {.scale = 0.09F});
+      backend->attention(Stream::kCompute, matrix(out, all, int64_t{q_heads} * dim), q, kv, batch,
+                         {.scale = 0.09F});
     });
-    const double bytes = 4.0 * sequences * context * kv_heads * dim + 4.0 * static_cast<double>(all) * q_heads * dim;
+    const double bytes =
+        4.0 * sequences * context * kv_heads * dim + 4.0 * static_cast<double>(all) * q_heads * dim;
     const double pairs = static_cast<double>(all) * (context - rows / 2.0);
-    report(fmt::format("attention {} x {} rows, context {}, heads {}/{}x{}", sequences, rows, context, q_heads, kv_heads, dim),
+    report(fmt::format("attention {} x {} rows, context {}, heads {}/{}x{}", sequences, rows,
+                       context, q_heads, kv_heads, dim),
            seconds, bytes, 4.0 * pairs * q_heads * dim);
     const Buffer norm = backend->allocate(dim * 4);
     backend->fill_bytes(Stream::kCompute, norm.data(), 0, dim * 4);
     const Buffer rope = random_bf16(int64_t{context} * dim * 2, 0.5F);
     seconds = time([&] {
-      backend->qk_norm_rope_write_kv(Stream::kCompute, {.qkv = matrix(qkv, all, width),
-                                                        .q_norm = norm.data(),
-                                                        .k_norm = norm.data(),
-                                                        .norm_eps = 1e-6F,
-                                                        .rope = {static_cast<const float*>(rope.data()), dim},
-                                                        .positions = static_cast<const int32_t*>(device_positions.data()),
-                                                        .slot_mapping = static_cast<const int32_t*>(device_slots.data()),
-                                                        .kv = kv,
-                                                        .num_q_heads = q_heads});
+      backend->qk_norm_rope_write_kv(
+          Stream::kCompute, {.qkv = matrix(qkv, all, width),
+                             .q_norm = norm.data(),
+                             .k_norm = norm.data(),
+                             .norm_eps = 1e-6F,
+                             .rope = {static_cast<const float*>(rope.data()), dim},
+                             .positions = static_cast<const int32_t*>(device_positions.data()),
+                             .slot_mapping = static_cast<const int32_t*>(device_slots.data()),
+                             .kv = kv,
+                             .num_q_heads = q_heads});
     });
-    report(fmt::format("qk_norm_rope_write_kv {} rows", all), seconds, 4.0 * static_cast<double>(all * width), 0.0);
+    report(fmt::format("qk_norm_rope_write_kv {} rows", all), seconds,
+           4.0 * static_cast<double>(all * width), 0.0);
   }
 
   void sample(int64_t rows, int64_t vocabulary) {
@@ -205,9 +231,11 @@ struct Bench {
     for (int64_t i = 0; i < vocabulary; ++i) row.push_back(normal(random));
     const Buffer logits = backend->allocate(rows * vocabulary * 4);
     for (int64_t r = 0; r < rows; ++r) {
-      backend->upload(Stream::kCompute, static_cast<char*>(logits.data()) + r * vocabulary * 4, row.data(), vocabulary * 4);
+      backend->upload(Stream::kCompute, static_cast<char*>(logits.data()) + r * vocabulary * 4,
+                      row.data(), vocabulary * 4);
     }
-    const std::vector<SampleRow> params(static_cast<size_t>(rows), {.temperature = 0.8F, .top_p = 0.95F, .seed = 5});
+    const std::vector<SampleRow> params(static_cast<size_t>(rows),
+                                        {.temperature = 0.8F, .top_p = 0.95F, .seed = 5});
     const Buffer device_params = backend->allocate(rows * static_cast<int64_t>(sizeof(SampleRow)));
     backend->upload(Stream::kCompute, device_params.data(), params.data(), device_params.bytes());
     const Buffer ids = backend->allocate(rows * 4);

@@ -120,7 +120,9 @@ class PagedCase {
     v_ = std::move(v);
   }
 
-  std::vector<float> run(AttentionOptions options, const std::vector<float>& sinks) const {
+  // gap: elements between rows of q and of out; 8 keeps rows aligned for wide loads.
+  std::vector<float> run(AttentionOptions options, const std::vector<float>& sinks,
+                         int64_t gap = 5) const {
     const DType dtype = backend_.activation_dtype();
     const int64_t n = heads_.head_dim;
     const int64_t block_floats = int64_t{heads_.kv} * block_size_ * n;
@@ -128,8 +130,8 @@ class PagedCase {
     DeviceMatrix v(backend_, num_blocks_, block_floats, dtype, 0);
     k.write(k_);
     v.write(v_);
-    const DeviceMatrix q(backend_, cu_.back(), heads_.q * n, q_);
-    const DeviceMatrix out(backend_, cu_.back(), heads_.q * n, dtype);
+    const DeviceMatrix q(backend_, cu_.back(), heads_.q * n, q_, gap);
+    const DeviceMatrix out(backend_, cu_.back(), heads_.q * n, dtype, gap);
     const DeviceArray<int32_t> cu(backend_, cu_);
     const DeviceArray<int32_t> context(backend_, context_);
     const DeviceArray<int32_t> table(backend_, table_);
@@ -189,6 +191,9 @@ TEST_CASE("attention equals a double-precision loop for every feature, ragged le
       {{.q = 6, .kv = 2, .head_dim = 80}, 8, 7, 5.0F, false},
       {{.q = 2, .kv = 1, .head_dim = 20}, 5, 70, 30.0F, true},
       {{.q = 64, .kv = 1, .head_dim = 16}, 1, 0, 0.0F, false},
+      {{.q = 8, .kv = 1, .head_dim = 128}, 32, 0, 5.0F, true},
+      {{.q = 6, .kv = 3, .head_dim = 64}, 16, 33, 0.0F, true},
+      {{.q = 12, .kv = 1, .head_dim = 64}, 48, 0, 0.0F, false},
   };
   for (const Maker& maker : makers()) {
     const auto backend = maker.make();
@@ -206,7 +211,6 @@ TEST_CASE("attention equals a double-precision loop for every feature, ragged le
       const auto sinks = c.sinks ? random_floats(random, c.heads.q) : std::vector<float>{};
       const AttentionOptions options = {.scale = 0.3F, .window = c.window, .softcap = c.softcap};
       const PagedCase paged(*backend, c.heads, c.block_size, sequences, rows, c.window, random);
-      const auto got = paged.run(options, sinks);
       std::vector<double> want;
       for (size_t s = 0; s < sequences.size(); ++s) {
         for (int64_t p = contexts[s] - rows[s]; p < contexts[s]; ++p) {
@@ -216,7 +220,43 @@ TEST_CASE("attention equals a double-precision loop for every feature, ragged le
           }
         }
       }
-      check_close(got, want, 2.0 * tolerance(*backend), 1.0);
+      for (const int64_t gap : {5, 8}) {
+        check_close(paged.run(options, sinks, gap), want, 2.0 * tolerance(*backend), 1.0);
+      }
+    }
+  }
+}
+
+TEST_CASE("long contexts of few sequences, cut or not, equal a double-precision loop") {
+  for (const Maker& maker : makers()) {
+    const auto backend = maker.make();
+    CAPTURE(maker.name);
+    Random random(14);
+    for (const Heads heads :
+         {Heads{.q = 4, .kv = 2, .head_dim = 128}, Heads{.q = 2, .kv = 2, .head_dim = 64}}) {
+      for (const int32_t window : {0, 900}) {
+        CAPTURE(heads.head_dim, window);
+        const std::vector<int64_t> contexts = {2500, 300, 1, 1700, 700};
+        const std::vector<int64_t> rows = {1, 1, 1, 1, 130};
+        std::vector<Sequence> sequences;
+        std::vector<double> want;
+        const AttentionOptions options = {.scale = 0.1F, .window = window};
+        for (const int64_t context : contexts) {
+          sequences.push_back(random_sequence(random, heads, context, backend->activation_dtype()));
+        }
+        for (size_t s = 0; s < sequences.size(); ++s) {
+          for (int64_t p = contexts[s] - rows[s]; p < contexts[s]; ++p) {
+            for (int64_t head = 0; head < heads.q; ++head) {
+              const auto part = reference(sequences[s], heads, p, head, options, {});
+              want.insert(want.end(), part.begin(), part.end());
+            }
+          }
+        }
+        const PagedCase paged(*backend, heads, 32, sequences, rows, window, random);
+        for (int again = 0; again < 2; ++again) {
+          check_close(paged.run(options, {}, 8), want, 2.0 * tolerance(*backend), 1.0);
+        }
+      }
     }
   }
 }

@@ -118,8 +118,8 @@ DeviceMatrix::DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, DType d
 }
 
 DeviceMatrix::DeviceMatrix(Backend& backend, int64_t rows, int64_t cols,
-                           const std::vector<float>& values)
-    : DeviceMatrix(backend, rows, cols, backend.activation_dtype()) {
+                           const std::vector<float>& values, int64_t gap)
+    : DeviceMatrix(backend, rows, cols, backend.activation_dtype(), gap) {
   write(values);
 }
 

@@ -85,7 +85,8 @@ class DeviceArray {
 class DeviceMatrix {
  public:
   DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, DType dtype, int64_t gap = 5);
-  DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, const std::vector<float>& values);
+  DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, const std::vector<float>& values,
+               int64_t gap = 5);
 
   const Matrix& view() const { return view_; }
   void write(const std::vector<float>& values);

@@ -1,0 +1,244 @@
+// Attention of prefill chunks on sm_90a: 128 rows of one query head a block, two warpgroups of 64
+// rows, K and V in tiles of 64 tokens through two stages; both products by wgmma, online softmax in
+// registers (Shah et al., "FlashAttention-3", 2024, without its producer warps). The same arguments
+// and results as attention_prefill.cu, which other devices use.
+#include "kernels/cuda/device/warpgroup.cuh"
+
+namespace mpinfer::kernels::cuda {
+namespace {
+
+constexpr int kGroups = 2;
+constexpr int kThreads = 128 * kGroups;
+constexpr int kRows = 64 * kGroups;
+constexpr int kTokens = 64;
+constexpr int kStages = 2;
+constexpr int kPanelBytes = 64 * 128;  // 64 rows of 64 elements
+
+template <int D>
+constexpr int panels() {
+  return D / 64;
+}
+template <int D>
+constexpr int shared_bytes() {  // Q of each group, then stages of K and V, and room to align
+  return (kGroups + kStages * 2) * panels<D>() * kPanelBytes + 1024;
+}
+
+__device__ inline uint32_t place(int row, int chunk) {
+  return static_cast<uint32_t>(chunk / 8 * kPanelBytes + row * 128 +
+                               ((chunk % 8) ^ (row & 7)) * 16);
+}
+
+template <class T, int D>
+__global__ void __launch_bounds__(kThreads, 2)
+    hopper_kernel(AttentionArgs a, int32_t first_sequence) {
+  constexpr int kChunks = D / 8;  // of 16 bytes a row
+  constexpr int kRowsAPass = kThreads / kChunks;
+  constexpr int kPanels = panels<D>();
+  extern __shared__ char shared[];
+  const int head = static_cast<int>(blockIdx.y);
+  const int sequence = first_sequence + static_cast<int>(blockIdx.z);
+  const int thread = static_cast<int>(threadIdx.x);
+  const int group = thread / 128;
+  const int warp = thread / 32 % 4;
+  const int lane = thread % 32;
+  wait_for_previous();
+  const int first_row = a.cu_seqlens_q[sequence];
+  const int rows = a.cu_seqlens_q[sequence + 1] - first_row;
+  // The longest tasks, at the end of a chunk, start first.
+  const int tile = (rows + kRows - 1) / kRows - 1 - static_cast<int>(blockIdx.x);
+  if (tile < 0) return;
+  const int context = a.context_lens[sequence];
+  const int row0 = tile * kRows;
+  const int position0 = context - rows + row0;
+  const int last_position = min(context - 1, position0 + kRows - 1);
+  const int first_visible = a.window > 0 ? max(0, position0 - a.window + 1) : 0;
+  const int kv_head = head / a.group;
+  const int32_t* table = a.block_table + sequence * a.block_table_stride;
+  const uint32_t q_at = (shared_address(shared) + 1023U) & ~1023U;
+  const uint32_t ring = q_at + kGroups * kPanels * kPanelBytes;
+
+  const int chunk = thread % kChunks;
+  const int pass_row = thread / kChunks;
+#pragma unroll
+  for (int r = pass_row; r < kRows; r += kRowsAPass) {
+    const T* from = static_cast<const T*>(a.q.data) + (int64_t{first_row} + row0 + r) * a.q.stride +
+                    int64_t{head} * D + chunk * 8;
+    copy_async(q_at + static_cast<uint32_t>(r / 64 * kPanels * kPanelBytes) + place(r % 64, chunk),
+               from, row0 + r < rows);
+  }
+  const T* k_base = static_cast<const T*>(a.k) + kv_head * a.head_stride + chunk * 8;
+  const T* v_base = static_cast<const T*>(a.v) + kv_head * a.head_stride + chunk * 8;
+  const int first_tile = first_visible / kTokens;
+  const int end_tile = last_position / kTokens + 1;
+  const auto fetch = [&](int t) {
+    if (t < end_tile) {
+      const uint32_t k_to = ring + static_cast<uint32_t>(t % kStages * 2 * kPanels * kPanelBytes);
+      const uint32_t v_to = k_to + kPanels * kPanelBytes;
+#pragma unroll
+      for (int r = pass_row; r < kTokens; r += kRowsAPass) {
+        const int token = t * kTokens + r;
+        // Blocks that a window has left behind have no entry.
+        const int entry = token / a.block_size;
+        const bool valid = token < context && entry >= first_visible / a.block_size;
+        const int64_t block = valid ? table[entry] : 0;
+        const int64_t at = block * a.block_stride + int64_t{token - entry * a.block_size} * D;
+        copy_async(k_to + place(r, chunk), k_base + at, valid);
+        copy_async(v_to + place(r, chunk), v_base + at, valid);
+      }
+    }
+    commit_copies();
+  };
+  fetch(first_tile);
+
+  float o[D / 8][4];
+#pragma unroll
+  for (int n = 0; n < D / 8; ++n) {
+#pragma unroll
+    for (int e = 0; e < 4; ++e) o[n][e] = 0.0F;
+  }
+  float highest[2] = {-INFINITY, -INFINITY};
+  float total[2] = {0.0F, 0.0F};
+  const int group_first = position0 + group * 64;
+  const int group_last = group_first + 63;
+  const int my_position = group_first + warp * 16 + lane / 4;
+  const uint32_t my_q = q_at + static_cast<uint32_t>(group * kPanels * kPanelBytes);
+  for (int t = first_tile; t < end_tile; ++t) {
+    fetch(t + 1);
+    wait_copies<1>();
+    fence_shared_writes();
+    __syncthreads();
+    const uint32_t k_tile = ring + static_cast<uint32_t>(t % kStages * 2 * kPanels * kPanelBytes);
+    const uint32_t v_tile = k_tile + kPanels * kPanelBytes;
+    if (t * kTokens <= group_last) {
+      float s[kTokens / 8][4];
+      warpgroup_arrive();
+#pragma unroll
+      for (int k = 0; k < D / 16; ++k) {
+        const auto offset = static_cast<uint32_t>(k / 4 * kPanelBytes + k % 4 * 32);
+        warpgroup_multiply<T>(s, operand(my_q + offset, 16, 1024),
+                              operand(k_tile + offset, 16, 1024), k > 0);
+      }
+      warpgroup_commit();
+      warpgroup_wait<0>();
+      const bool all_visible = (t + 1) * kTokens - 1 <= group_first &&
+                               (a.window == 0 || t * kTokens > group_last - a.window);
+      if (a.softcap > 0.0F) {
+#pragma unroll
+        for (int n = 0; n < kTokens / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) s[n][e] = score(s[n][e], a.scale, a.softcap);
+        }
+      }
+      // Without a cap the scale is folded into the exponent below.
+      const float scale = a.softcap > 0.0F ? 1.0F : a.scale * kLog2E;
+      if (!all_visible) {
+#pragma unroll
+        for (int n = 0; n < kTokens / 8; ++n) {
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            const int token = t * kTokens + n * 8 + lane % 4 * 2 + e % 2;
+            const int position = my_position + e / 2 * 8;
+            if (token > position || (a.window > 0 && token <= position - a.window))
+              s[n][e] = -INFINITY;
+          }
+        }
+      }
+#pragma unroll
+      for (int h = 0; h < 2; ++h) {
+        float now = -INFINITY;
+#pragma unroll
+        for (int n = 0; n < kTokens / 8; ++n) now = fmaxf(now, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
+        now = fmaxf(now, __shfl_xor_sync(0xffffffffU, now, 1));
+        now = fmaxf(now, __shfl_xor_sync(0xffffffffU, now, 2));
+        const float next = fmaxf(highest[h], now * scale);
+        const float base = next == -INFINITY ? 0.0F : next;
+        const float factor = exp2_fast(highest[h] - base);
+        highest[h] = next;
+        total[h] *= factor;
+#pragma unroll
+        for (int n = 0; n < D / 8; ++n) {
+          o[n][2 * h] *= factor;
+          o[n][2 * h + 1] *= factor;
+        }
+#pragma unroll
+        for (int n = 0; n < kTokens / 8; ++n) {
+#pragma unroll
+          for (int e = 2 * h; e < 2 * h + 2; ++e) {
+            s[n][e] = exp2_fast(fmaf(s[n][e], scale, -base));
+            total[h] += s[n][e];
+          }
+        }
+      }
+      uint32_t p[kTokens / 16][4];
+#pragma unroll
+      for (int k = 0; k < kTokens / 16; ++k) {
+        p[k][0] = pack<T>(s[2 * k][0], s[2 * k][1]);
+        p[k][1] = pack<T>(s[2 * k][2], s[2 * k][3]);
+        p[k][2] = pack<T>(s[2 * k + 1][0], s[2 * k + 1][1]);
+        p[k][3] = pack<T>(s[2 * k + 1][2], s[2 * k + 1][3]);
+      }
+      warpgroup_arrive();
+#pragma unroll
+      for (int k = 0; k < kTokens / 16; ++k) {
+        warpgroup_multiply<T>(o, p[k],
+                              operand(v_tile + static_cast<uint32_t>(k * 2048), kPanelBytes, 1024));
+      }
+      warpgroup_commit();
+      warpgroup_wait<0>();
+    }
+    __syncthreads();
+  }
+  let_next_start();
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    total[h] += __shfl_xor_sync(0xffffffffU, total[h], 1);
+    total[h] += __shfl_xor_sync(0xffffffffU, total[h], 2);
+    const int r = row0 + group * 64 + warp * 16 + lane / 4 + h * 8;
+    if (r >= rows) continue;
+    float factor = 1.0F;
+    if (a.sinks != nullptr) {
+      const float sink = a.sinks[head] * kLog2E;
+      const float top = fmaxf(sink, highest[h]);
+      factor = exp2_fast(highest[h] - top);
+      total[h] = total[h] * factor + exp2_fast(sink - top);
+    }
+    factor /= total[h];
+    T* to =
+        static_cast<T*>(a.out.data) + (int64_t{first_row} + r) * a.out.stride + int64_t{head} * D;
+#pragma unroll
+    for (int n = 0; n < D / 8; ++n) {
+      *reinterpret_cast<uint32_t*>(to + n * 8 + lane % 4 * 2) =
+          pack<T>(o[n][2 * h] * factor, o[n][2 * h + 1] * factor);
+    }
+  }
+}
+
+template <class T, int D>
+void launch_hopper(cudaStream_t stream, const AttentionArgs& args, int32_t first, int32_t sequences,
+                   int32_t max_rows) {
+  static const cudaError_t raised = cudaFuncSetAttribute(
+      hopper_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<D>());
+  static_cast<void>(raised);
+  const dim3 grid(blocks_for(max_rows, kRows),
+                  static_cast<unsigned>(args.num_kv_heads * args.group),
+                  static_cast<unsigned>(sequences));
+  launch(hopper_kernel<T, D>, grid, kThreads, shared_bytes<D>(), stream, args, first);
+}
+
+template <class T>
+void choose_dim(cudaStream_t stream, const AttentionArgs& args, int32_t first, int32_t sequences,
+                int32_t max_rows) {
+  if (args.head_dim == 128) return launch_hopper<T, 128>(stream, args, first, sequences, max_rows);
+  launch_hopper<T, 64>(stream, args, first, sequences, max_rows);
+}
+
+}  // namespace
+
+void attention_prefill_hopper(cudaStream_t stream, const AttentionArgs& args, int32_t first,
+                              int32_t sequences, int32_t max_rows) {
+  if (args.q.dtype == ElementType::kBF16)
+    return choose_dim<bf16>(stream, args, first, sequences, max_rows);
+  choose_dim<__half>(stream, args, first, sequences, max_rows);
+}
+
+}  // namespace mpinfer::kernels::cuda
