@@ -70,24 +70,37 @@ __global__ void __launch_bounds__(kThreads, 2)
   const T* v_base = static_cast<const T*>(a.v) + kv_head * a.head_stride + chunk * 8;
   const int first_tile = first_visible / kTokens;
   const int end_tile = last_position / kTokens + 1;
+  // Block numbers of the next tile to fetch: asked for a tile early, so that no copy waits for
+  // them.
+  constexpr int kPasses = kTokens / kRowsAPass;
+  int32_t blocks[kPasses];
+  const auto look_up = [&](int t) {
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i) {
+      const int token = t * kTokens + pass_row + i * kRowsAPass;
+      const int entry = token / a.block_size;
+      // Blocks that a window has left behind have no entry.
+      blocks[i] = token < context && entry >= first_visible / a.block_size ? table[entry] : -1;
+    }
+  };
   const auto fetch = [&](int t) {
     if (t < end_tile) {
       const uint32_t k_to = ring + static_cast<uint32_t>(t % kStages * 2 * kPanels * kPanelBytes);
       const uint32_t v_to = k_to + kPanels * kPanelBytes;
 #pragma unroll
-      for (int r = pass_row; r < kTokens; r += kRowsAPass) {
-        const int token = t * kTokens + r;
-        // Blocks that a window has left behind have no entry.
-        const int entry = token / a.block_size;
-        const bool valid = token < context && entry >= first_visible / a.block_size;
-        const int64_t block = valid ? table[entry] : 0;
-        const int64_t at = block * a.block_stride + int64_t{token - entry * a.block_size} * D;
+      for (int i = 0; i < kPasses; ++i) {
+        const int r = pass_row + i * kRowsAPass;
+        const bool valid = blocks[i] >= 0;
+        const int64_t at =
+            valid ? blocks[i] * a.block_stride + int64_t{(t * kTokens + r) % a.block_size} * D : 0;
         copy_async(k_to + place(r, chunk), k_base + at, valid);
         copy_async(v_to + place(r, chunk), v_base + at, valid);
       }
     }
     commit_copies();
+    look_up(t + 1);
   };
+  look_up(first_tile);
   fetch(first_tile);
 
   float o[D / 8][4];

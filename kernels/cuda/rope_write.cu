@@ -8,8 +8,6 @@ namespace {
 
 constexpr int kWarps = 8;
 
-constexpr int kHeads = 4;  // heads of one row a warp takes at once
-
 template <class T>
 struct Place {
   T* from = nullptr;  // null: nothing to do
@@ -37,56 +35,57 @@ __device__ Place<T> place_of(const RopeWriteArgs& a, int64_t row, int head, int3
   return p;
 }
 
-// head_dim = rotary_dim = 64 * N: lane l holds d = Nl .. and the partners half a head away.
-template <class T, int N>
-__device__ void rope_heads(const RopeWriteArgs& a, const Place<T> (&places)[kHeads],
-                           int32_t position) {
-  constexpr int kHalf = 32 * N;
-  const int lane = static_cast<int>(threadIdx.x) % 32;
-  Vector<T, N> low[kHeads], high[kHeads];
+// Sums over kLanes neighbouring lanes.
+template <int kLanes>
+__device__ float lanes_sum(float x) {
 #pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    if (places[h].from == nullptr) continue;
-    low[h] = *reinterpret_cast<const Vector<T, N>*>(places[h].from + lane * N);
-    high[h] = *reinterpret_cast<const Vector<T, N>*>(places[h].from + kHalf + lane * N);
+  for (int offset = kLanes / 2; offset > 0; offset /= 2)
+    x += __shfl_xor_sync(0xffffffffU, x, offset);
+  return x;
+}
+
+// head_dim = rotary_dim = 2 * kHalf: a lane holds kWide neighbours and their partners half a head
+// away.
+template <class T, int kHalf>
+__device__ void rope_head(const RopeWriteArgs& a, const Place<T>& p, int32_t position) {
+  constexpr int kWide = 16 / static_cast<int>(sizeof(T));
+  constexpr int kLanes = kHalf / kWide;
+  const int first = static_cast<int>(threadIdx.x) % kLanes * kWide;
+  Vector<T, kWide> low{}, high{};
+  if (p.from != nullptr) {
+    low = *reinterpret_cast<const Vector<T, kWide>*>(p.from + first);
+    high = *reinterpret_cast<const Vector<T, kWide>*>(p.from + kHalf + first);
   }
-  const float* table = a.cos_sin + int64_t{position} * (2 * kHalf);
-  float c[N], s[N];
+  float x[kWide], y[kWide];
+  float squares = 0.0F;
 #pragma unroll
-  for (int i = 0; i < N; ++i) {
-    c[i] = table[lane * N + i];
-    s[i] = table[kHalf + lane * N + i];
+  for (int i = 0; i < kWide; ++i) {
+    x[i] = to_float(low.v[i]);
+    y[i] = to_float(high.v[i]);
+    squares += x[i] * x[i] + y[i] * y[i];
   }
+  squares = lanes_sum<kLanes>(squares);
+  if (p.from == nullptr) return;
+  if (p.rotate) {
+    if (p.norm != nullptr) {
+      const float inverse = rsqrtf(squares / (2.0F * kHalf) + a.norm_eps);
 #pragma unroll
-  for (int h = 0; h < kHeads; ++h) {
-    const Place<T>& p = places[h];
-    if (p.from == nullptr) continue;
-    if (p.rotate) {
-      float x[N], y[N];
-      float squares = 0.0F;
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        x[i] = to_float(low[h].v[i]);
-        y[i] = to_float(high[h].v[i]);
-        squares += x[i] * x[i] + y[i] * y[i];
-      }
-      if (p.norm != nullptr) {
-        const float inverse = rsqrtf(warp_sum(squares) / (2.0F * kHalf) + a.norm_eps);
-#pragma unroll
-        for (int i = 0; i < N; ++i) {
-          x[i] *= inverse * p.norm[lane * N + i];
-          y[i] *= inverse * p.norm[kHalf + lane * N + i];
-        }
-      }
-#pragma unroll
-      for (int i = 0; i < N; ++i) {
-        low[h].v[i] = from_float<T>(x[i] * c[i] - y[i] * s[i]);
-        high[h].v[i] = from_float<T>(y[i] * c[i] + x[i] * s[i]);
+      for (int i = 0; i < kWide; ++i) {
+        x[i] *= inverse * p.norm[first + i];
+        y[i] *= inverse * p.norm[kHalf + first + i];
       }
     }
-    *reinterpret_cast<Vector<T, N>*>(p.to + lane * N) = low[h];
-    *reinterpret_cast<Vector<T, N>*>(p.to + kHalf + lane * N) = high[h];
+    const float* table = a.cos_sin + int64_t{position} * (2 * kHalf) + first;
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) {
+      const float c = table[i];
+      const float s = table[kHalf + i];
+      low.v[i] = from_float<T>(x[i] * c - y[i] * s);
+      high.v[i] = from_float<T>(y[i] * c + x[i] * s);
+    }
   }
+  *reinterpret_cast<Vector<T, kWide>*>(p.to + first) = low;
+  *reinterpret_cast<Vector<T, kWide>*>(p.to + kHalf + first) = high;
 }
 
 // Any head_dim up to 1024, partial or no rotation.
@@ -117,47 +116,53 @@ __device__ void rope_head_any(const RopeWriteArgs& a, T* head, T* to, const floa
   for (int d = rotated + lane; d < a.head_dim; d += 32) to[d] = from_float<T>(value(d));
 }
 
-template <class T, int N>
-__global__ void rope_write_kernel(RopeWriteArgs a, int heads_a_warp) {
+// kHalf 0: any sizes, a warp a head; else several heads a warp.
+template <class T, int kHalf>
+constexpr int heads_a_warp() {
+  return kHalf == 0 ? 1 : 32 * 16 / static_cast<int>(sizeof(T)) / kHalf;
+}
+
+template <class T, int kHalf>
+__global__ void rope_write_kernel(RopeWriteArgs a) {
+  constexpr int kLanesAHead = 32 / heads_a_warp<T, kHalf>();
   wait_for_previous();
   let_next_start();
   const int heads = a.num_q_heads + 2 * a.num_kv_heads;
-  const int tasks_a_row = (heads + heads_a_warp - 1) / heads_a_warp;
-  const int64_t task = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-  if (task >= a.rows * tasks_a_row) return;
-  const int64_t row = task / tasks_a_row;
-  const int head = static_cast<int>(task % tasks_a_row) * heads_a_warp;
-  const int32_t slot = a.slot_mapping[row];
-  const int32_t position = a.positions[row];
-  if constexpr (N > 0) {
-    Place<T> places[kHeads];
-#pragma unroll
-    for (int h = 0; h < kHeads; ++h) places[h] = place_of<T>(a, row, head + h, slot);
-    rope_heads<T, N>(a, places, position);
-  } else {
-    const Place<T> p = place_of<T>(a, row, head, slot);
-    if (p.from != nullptr) rope_head_any<T>(a, p.from, p.to, p.norm, p.rotate, position);
+  const int64_t task = (int64_t{blockIdx.x} * (32 * kWarps) + threadIdx.x) / kLanesAHead;
+  const int64_t row = task / heads;
+  Place<T> p;
+  int32_t position = 0;
+  if (row < a.rows) {
+    position = a.positions[row];
+    p = place_of<T>(a, row, static_cast<int>(task % heads), a.slot_mapping[row]);
   }
+  if constexpr (kHalf > 0) {
+    rope_head<T, kHalf>(a, p, position);
+  } else if (p.from != nullptr) {
+    rope_head_any<T>(a, p.from, p.to, p.norm, p.rotate, position);
+  }
+}
+
+template <class T, int kHalf>
+void launch_rope(cudaStream_t stream, const RopeWriteArgs& args) {
+  const int64_t tasks = args.rows * (args.num_q_heads + 2 * args.num_kv_heads);
+  launch(rope_write_kernel<T, kHalf>, blocks_for(tasks, kWarps * heads_a_warp<T, kHalf>()),
+         32 * kWarps, 0, stream, args);
 }
 
 }  // namespace
 
 void rope_write(cudaStream_t stream, const RopeWriteArgs& args) {
-  const int heads = args.num_q_heads + 2 * args.num_kv_heads;
-  const auto grid = [&](int heads_a_warp) {
-    return blocks_for(args.rows * ((heads + heads_a_warp - 1) / heads_a_warp), kWarps);
-  };
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
   with_type(args.qkv.dtype, [&](auto type) {
     using T = decltype(type);
-    const bool whole =
-        args.cos_sin != nullptr && args.rotary_dim == args.head_dim && aligned_for(args.qkv, 2);
-    if (whole && args.head_dim == 128) {
-      launch(rope_write_kernel<T, 2>, grid(kHeads), 32 * kWarps, 0, stream, args, kHeads);
-    } else if (whole && args.head_dim == 64) {
-      launch(rope_write_kernel<T, 1>, grid(kHeads), 32 * kWarps, 0, stream, args, kHeads);
-    } else {
-      launch(rope_write_kernel<T, 0>, grid(1), 32 * kWarps, 0, stream, args, 1);
-    }
+    constexpr int kWide = 16 / static_cast<int>(sizeof(T));
+    const bool wide = args.cos_sin != nullptr && args.rotary_dim == args.head_dim &&
+                      aligned_for(args.qkv, kWide) && aligned(args.k) && aligned(args.v) &&
+                      args.block_stride % kWide == 0 && args.head_stride % kWide == 0;
+    if (wide && args.head_dim == 128) return launch_rope<T, 64>(stream, args);
+    if (wide && args.head_dim == 64) return launch_rope<T, 32>(stream, args);
+    launch_rope<T, 0>(stream, args);
   });
 }
 

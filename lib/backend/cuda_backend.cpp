@@ -78,12 +78,12 @@ void* cuda_stream(Backend& backend, Stream stream) {
   return static_cast<CudaBackend&>(backend).stream_of(stream);
 }
 
-CudaBackend::CudaBackend(const CudaOptions& options)
-    : options_(options), gemm_(options.deterministic) {
+CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
   cudaDeviceProp properties{};
   MPINFER_CUDA(cudaGetDeviceProperties(&properties, options.device));
   num_processors_ = properties.multiProcessorCount;
   hopper_ = properties.major == 9;
+  gemm_ = std::make_unique<CudaGemm>(options.deterministic, properties.name);
   description_ =
       fmt::format("cuda {} {} {}", options.device, properties.name, uuid_of(properties.uuid));
   for (cudaStream_t& stream : streams_)

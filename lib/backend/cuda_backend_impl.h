@@ -84,7 +84,7 @@ class CudaBackend final : public Backend {
   bool hopper_ = false;
   std::array<cudaStream_t, kNumStreams> streams_{};
   std::array<void*, kNumStreams> gemm_workspaces_{};
-  CudaGemm gemm_;
+  std::unique_ptr<CudaGemm> gemm_;
   std::mutex host_mutex_;
   std::set<void*> host_memory_;  // pinned pieces: freed by another call than device memory
   void* logits_tile_ = nullptr;  // f32, of lm_head_max

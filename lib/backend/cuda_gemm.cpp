@@ -1,7 +1,14 @@
 #include "lib/backend/cuda_gemm.h"
 
+#include <unistd.h>
+
 #include <algorithm>
 #include <bit>
+#include <cctype>
+#include <cstdlib>
+#include <filesystem>
+#include <fstream>
+#include <sstream>
 #include <vector>
 
 #include "lib/backend/cuda_handles.h"
@@ -9,8 +16,8 @@
 namespace mpinfer::backend {
 namespace {
 
-constexpr int kCandidates = 12;
-constexpr int kRepeats = 3;
+constexpr int kCandidates = 8;
+constexpr int kRepeats = 2;
 
 cudaDataType_t cuda_type(DType dtype) {
   switch (dtype) {
@@ -23,10 +30,12 @@ cudaDataType_t cuda_type(DType dtype) {
   }
 }
 
-// Rows whose best kernel is taken to be the same: eight steps an octave from 64 on, sixteens below.
+// Rows whose best kernel is taken to be the same: four steps an octave from 256 on, two below, one
+// up to 16.
 int64_t bucket_of(int64_t rows) {
-  if (rows <= 64) return (rows + 15) / 16 * 16;
-  const auto step = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(rows - 1))) / 8;
+  if (rows <= 16) return 16;
+  const auto octave = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(rows - 1)));
+  const int64_t step = octave / (rows > 256 ? 4 : 2);
   return (rows + step - 1) / step * step;
 }
 
@@ -85,17 +94,76 @@ struct CudaGemm::Problem {
   uint32_t alignment[3];
 };
 
-CudaGemm::CudaGemm(bool deterministic) : deterministic_(deterministic) {
+CudaGemm::CudaGemm(bool deterministic, const std::string& gpu) : deterministic_(deterministic) {
   MPINFER_CUBLAS(cublasLtCreate(&handle_));
   MPINFER_CUBLAS(cublasLtMatmulDescCreate(&operation_, CUBLAS_COMPUTE_32F, CUDA_R_32F));
   const cublasOperation_t transpose = CUBLAS_OP_T;
   MPINFER_CUBLAS(cublasLtMatmulDescSetAttribute(operation_, CUBLASLT_MATMUL_DESC_TRANSA, &transpose,
                                                 sizeof(transpose)));
+  if (deterministic_) return;
+  const char* cache = std::getenv("XDG_CACHE_HOME");
+  const char* home = std::getenv("HOME");
+  if (cache == nullptr && home == nullptr) return;
+  std::string name = gpu;
+  std::replace_if(
+      name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) == 0; }, '-');
+  cache_path_ = fmt::format("{}/mpinfer/products-{}-{}",
+                            cache != nullptr ? cache : std::string(home) + "/.cache", name,
+                            cublasLtGetVersion());
+  read_cache();
 }
 
 CudaGemm::~CudaGemm() {
+  write_cache();
   cublasLtMatmulDescDestroy(operation_);
   cublasLtDestroy(handle_);
+}
+
+// Lines of "n k bucket type type alignment algorithm-in-hex". The library checks an algorithm
+// before it is used.
+void CudaGemm::read_cache() {
+  std::ifstream file(cache_path_);
+  std::string line;
+  while (std::getline(file, line)) {
+    std::istringstream fields(line);
+    int64_t n = 0, k = 0, bucket = 0;
+    int in = 0, out = 0;
+    uint32_t alignment = 0;
+    std::string hex;
+    if (!(fields >> n >> k >> bucket >> in >> out >> alignment >> hex)) continue;
+    cublasLtMatmulAlgo_t algo{};
+    if (hex.size() != 2 * sizeof(algo) ||
+        hex.find_first_not_of("0123456789abcdef") != std::string::npos)
+      continue;
+    auto* bytes = reinterpret_cast<unsigned char*>(&algo);
+    for (size_t i = 0; i < sizeof(algo); ++i) {
+      bytes[i] = static_cast<unsigned char>(std::stoi(hex.substr(2 * i, 2), nullptr, 16));
+    }
+    chosen_.emplace(Key{n, k, bucket, static_cast<DType>(in), static_cast<DType>(out), alignment},
+                    algo);
+  }
+}
+
+// A cache that cannot be written costs the next run its timings, nothing more.
+void CudaGemm::write_cache() const noexcept {
+  if (!grown_ || cache_path_.empty()) return;
+  try {
+    std::filesystem::create_directories(std::filesystem::path(cache_path_).parent_path());
+    const std::string temporary = fmt::format("{}.{}", cache_path_, ::getpid());
+    {
+      std::ofstream file(temporary);
+      for (const auto& [key, algo] : chosen_) {
+        const auto& [n, k, bucket, in, out, alignment] = key;
+        file << n << ' ' << k << ' ' << bucket << ' ' << static_cast<int>(in) << ' '
+             << static_cast<int>(out) << ' ' << alignment << ' ';
+        const auto* bytes = reinterpret_cast<const unsigned char*>(&algo);
+        for (size_t i = 0; i < sizeof(algo); ++i) file << fmt::format("{:02x}", bytes[i]);
+        file << '\n';
+      }
+    }
+    std::filesystem::rename(temporary, cache_path_);
+  } catch (const std::exception&) {
+  }
 }
 
 cublasLtMatmulAlgo_t CudaGemm::choose(cudaStream_t stream, void* workspace, const Problem& p) {
@@ -169,7 +237,10 @@ void CudaGemm::multiply(cudaStream_t stream, void* workspace, const Matrix& out,
   const uint32_t alignment = p.alignment[0] << 16 | p.alignment[1] << 8 | p.alignment[2];
   const Key key{n, k, deterministic_ ? 0 : bucket_of(a.rows), a.dtype, out.dtype, alignment};
   auto found = chosen_.find(key);
-  if (found == chosen_.end()) found = chosen_.emplace(key, choose(stream, workspace, p)).first;
+  if (found == chosen_.end()) {
+    found = chosen_.emplace(key, choose(stream, workspace, p)).first;
+    grown_ = true;
+  }
   const float zero = 0.0F;
   const auto run = [&] {
     return cublasLtMatmul(handle_, operation_, &p.scale, p.weight_data, &p.weight, p.a_data, &p.a,

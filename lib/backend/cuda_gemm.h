@@ -1,13 +1,15 @@
 // Matrix products by cuBLASLt. For each (sizes, types, alignment) and bucket of rows the library's
-// candidates are timed once on the first product of that kind and the fastest is kept for the
-// process. Deterministic: one candidate without split sums for every number of rows, so that a
-// row's bits do not depend on its batch.
+// candidates are timed on the first product of that kind; the fastest is kept, also in a file of
+// the user's cache directory ($XDG_CACHE_HOME or ~/.cache, mpinfer/), so that later runs on the
+// same GPU and library time nothing. Deterministic: one candidate without split sums for every
+// number of rows, so that a row's bits do not depend on its batch.
 #pragma once
 
 #include <cublasLt.h>
 
 #include <cstdint>
 #include <map>
+#include <string>
 #include <tuple>
 
 #include "lib/backend/backend.h"
@@ -16,7 +18,8 @@ namespace mpinfer::backend {
 
 class CudaGemm {
  public:
-  explicit CudaGemm(bool deterministic);
+  // gpu: name of the device, part of the cache file's name.
+  CudaGemm(bool deterministic, const std::string& gpu);
   ~CudaGemm();
   CudaGemm(const CudaGemm&) = delete;
   CudaGemm& operator=(const CudaGemm&) = delete;
@@ -33,11 +36,15 @@ class CudaGemm {
   using Key = std::tuple<int64_t, int64_t, int64_t, DType, DType, uint32_t>;
   struct Problem;
 
+  void read_cache();
+  void write_cache() const noexcept;
   cublasLtMatmulAlgo_t choose(cudaStream_t stream, void* workspace, const Problem& problem);
 
   cublasLtHandle_t handle_ = nullptr;
   cublasLtMatmulDesc_t operation_ = nullptr;
   bool deterministic_;
+  std::string cache_path_;  // empty: none
+  bool grown_ = false;      // since the file was read
   std::map<Key, cublasLtMatmulAlgo_t> chosen_;
 };
 

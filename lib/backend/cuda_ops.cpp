@@ -93,7 +93,7 @@ void CudaBackend::gemm(Stream stream, const Matrix& out, const Matrix& a, const 
                 "[{}, {}] = [{}, {}] times [{}, {}] transposed", out.rows, out.cols, a.rows, a.cols,
                 weight.out_features, weight.in_features);
   if (a.rows == 0) return;
-  gemm_.multiply(stream_of(stream), gemm_workspace(stream), out, a, weight.data, 1.0F);
+  gemm_->multiply(stream_of(stream), gemm_workspace(stream), out, a, weight.data, 1.0F);
   if (bias != nullptr) {
     cuda::add_bias(stream_of(stream), view(out), out.rows, out.cols,
                    static_cast<const float*>(bias));
@@ -250,10 +250,10 @@ void CudaBackend::lm_head_max(Stream stream, MaxPair* out, const Matrix& x, cons
     for (int64_t begin = 0; begin < weight.out_features; begin += tile) {
       const int64_t cols = std::min(tile, weight.out_features - begin);
       const Matrix logits{logits_tile_, DType::kF32, rows, cols, (cols + 3) / 4 * 4};
-      gemm_.multiply(stream_of(stream), gemm_workspace(stream), logits, x.slice_rows(row, rows),
-                     static_cast<const char*>(weight.data) +
-                         begin * weight.in_features * size_of(weight.dtype),
-                     1.0F);
+      gemm_->multiply(stream_of(stream), gemm_workspace(stream), logits, x.slice_rows(row, rows),
+                      static_cast<const char*>(weight.data) +
+                          begin * weight.in_features * size_of(weight.dtype),
+                      1.0F);
       cuda::max_tile(stream_of(stream), reinterpret_cast<cuda::MaxPair*>(out + row),
                      static_cast<const float*>(logits.data), logits.stride, rows, cols,
                      checked_cast<int32_t>(first_id + begin), begin == 0);
@@ -277,7 +277,7 @@ void CudaBackend::lm_head_logits(Stream stream, const Matrix& logits, const Matr
                 "[{}, {}] = [{}, {}] times [{}, {}] transposed", logits.rows, logits.cols, x.rows,
                 x.cols, weight.out_features, weight.in_features);
   if (x.rows == 0) return;
-  gemm_.multiply(stream_of(stream), gemm_workspace(stream), logits, x, weight.data, scale);
+  gemm_->multiply(stream_of(stream), gemm_workspace(stream), logits, x, weight.data, scale);
 }
 
 void CudaBackend::sample(Stream stream, int32_t* ids, const SampleBatch& batch) {

@@ -111,11 +111,21 @@ void DeviceBytes::check_guards() const {
   CHECK(intact);
 }
 
-DeviceMatrix::DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, DType dtype, int64_t gap)
-    : bytes_(backend, std::max<int64_t>(rows * (cols + gap), 1) * size_of(dtype)),
-      view_{
-          .data = bytes_.data(), .dtype = dtype, .rows = rows, .cols = cols, .stride = cols + gap} {
+namespace {
+
+int64_t stride_of(int64_t cols, int64_t gap) {
+  return cols + (gap != DeviceMatrix::kByWidth ? gap : cols % 8 == 0 ? 8 : 5);
 }
+
+}  // namespace
+
+DeviceMatrix::DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, DType dtype, int64_t gap)
+    : bytes_(backend, std::max<int64_t>(rows * stride_of(cols, gap), 1) * size_of(dtype)),
+      view_{.data = bytes_.data(),
+            .dtype = dtype,
+            .rows = rows,
+            .cols = cols,
+            .stride = stride_of(cols, gap)} {}
 
 DeviceMatrix::DeviceMatrix(Backend& backend, int64_t rows, int64_t cols,
                            const std::vector<float>& values, int64_t gap)

@@ -81,12 +81,14 @@ class DeviceArray {
   size_t count_;
 };
 
-// [rows, cols] with stride > cols: the gap between rows is guarded too.
+// [rows, cols] with stride > cols: the gap between rows is guarded too. Rows of a multiple of eight
+// stay aligned unless the gap is given, so that wide and narrow loads are both met.
 class DeviceMatrix {
  public:
-  DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, DType dtype, int64_t gap = 5);
+  static constexpr int64_t kByWidth = -1;
+  DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, DType dtype, int64_t gap = kByWidth);
   DeviceMatrix(Backend& backend, int64_t rows, int64_t cols, const std::vector<float>& values,
-               int64_t gap = 5);
+               int64_t gap = kByWidth);
 
   const Matrix& view() const { return view_; }
   void write(const std::vector<float>& values);
