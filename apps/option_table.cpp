@@ -152,6 +152,17 @@ std::vector<OptionSpec> make_table() {
   add(rows, "row-params", "", "auto|nested|none",
       "which sampling fields of a row count (default: auto)",
       choice(&Options::row_params, {"auto", "nested", "none"}));
+  add(rows, "apply-chat-template", "", "", "a prompt becomes a user's message of the chat template",
+      on(&Options::apply_chat_template));
+  add(rows, "system", "", "TEXT", "system message of chats that have none", text(&Options::system));
+  add(rows, "chat-template", "", "FILE", "Jinja chat template (default: the model's)",
+      text(&Options::chat_template));
+  add(rows, "prompt-template", "", "FILE",
+      "Jinja template over a row's own members that gives the prompt",
+      text(&Options::prompt_template));
+  add(rows, "served-model-name", "", "NAME",
+      "refuse rows of the OpenAI form whose body.model is another",
+      text(&Options::served_model_name));
   add(rows, "too-long", "", "error|truncate-left|truncate-right",
       "a prompt beyond the context (default: error)",
       choice(&Options::too_long, {"error", "truncate-left", "truncate-right"}));
@@ -240,9 +251,11 @@ const std::vector<OptionSpec>& option_table() {
 
 std::vector<std::string> options_of(Command command) {
   static const std::vector<std::string> plan_only = {"gpus", "nodes", "gpu-memory"};
-  static const std::vector<std::string> tokenize = {"model",     "tokenizer", "input", "output",
-                                                    "config",    "field",     "limit", "skip",
-                                                    "overwrite", "log-level", "decode"};
+  static const std::vector<std::string> tokenize = {
+      "model",     "tokenizer",     "input",           "output",
+      "config",    "field",         "limit",           "skip",
+      "overwrite", "log-level",     "decode",          "apply-chat-template",
+      "system",    "chat-template", "prompt-template", "served-model-name"};
   static const std::vector<std::string> not_plan = {"output",    "run-dir",          "prompt",
                                                     "overwrite", "return-token-ids", "progress",
                                                     "report",    "load-format"};

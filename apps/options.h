@@ -44,6 +44,8 @@ struct Options {
   SamplingDefaults sampling;
   std::string generation_config = "auto";
   std::string field = "prompt", row_params = "auto";
+  std::string system, chat_template, prompt_template, served_model_name;
+  bool apply_chat_template = false;
   std::optional<std::string> prompt;  // --prompt TEXT
   bool return_token_ids = false;
   std::string too_long = "error";

@@ -4,6 +4,7 @@
 
 #include "apps/commands/commands.h"
 #include "apps/commands/planning.h"
+#include "apps/commands/row_setup.h"
 #include "apps/commands/rows.h"
 #include "apps/commands/run_setup.h"
 #include "lib/backend/cuda_backend.h"
@@ -78,14 +79,12 @@ int check_command(const Options& options, int world_size) {
   const auto tokenizer = directory.empty() ? nullptr : text::Tokenizer::load(directory);
   fmt::print("tokenizer: {}\n", tokenizer ? fmt::format("{} tokens", tokenizer->vocab_size())
                                           : "none, only prompt_token_ids rows can run");
+  const RowSetup setup(options, directory);
   const planner::Plan plan =
       plan_check(options, config, world_size, defaults.max_tokens.value_or(0));
   fmt::print("plan: -dp {} -pp {} -tp {}: {}\n", plan.layout.dp, plan.layout.pp, plan.layout.tp,
              plan.memory.sum);
-  job::BuilderOptions builder_options;
-  builder_options.field = options.field;
-  builder_options.row_params = job::row_params(options.row_params);
-  builder_options.too_long = job::too_long(options.too_long);
+  job::BuilderOptions builder_options = setup.builder_options(options);
   builder_options.max_model_len = plan.memory.max_model_len;
   builder_options.vocab_size = config.vocab_size;
   builder_options.defaults = defaults;

@@ -5,10 +5,12 @@
 
 #include <chrono>
 #include <cstring>
+#include <ctime>
 #include <memory>
 
 #include "apps/commands/commands.h"
 #include "apps/commands/planning.h"
+#include "apps/commands/row_setup.h"
 #include "apps/commands/run_setup.h"
 #include "lib/backend/workspace.h"
 #include "lib/comm/mpi_communicator.h"
@@ -228,6 +230,10 @@ int run_command(const Options& options, comm::HostComm world) {
     tokenizer = text::Tokenizer::load(tokenizer_path);
     identity.tokenizer = tokenizer->fingerprint();
   }
+  RowSetup row_setup(options, tokenizer_path);
+  auto now = static_cast<int64_t>(std::time(nullptr));
+  world.broadcast(&now, sizeof(now), 0);
+  row_setup.set_now(now);
   Device device = open_device(options, world);
   require_same_everywhere(world, identity, device.simd);
 
@@ -263,12 +269,10 @@ int run_command(const Options& options, comm::HostComm world) {
     Replica replica(options, config, plan, mesh, device, watch);
     report.seconds["load"] = seconds_since(loading);
     const auto generating = Clock::now();
-    const job::BuilderOptions builder{.field = options.field,
-                                      .row_params = job::row_params(options.row_params),
-                                      .too_long = job::too_long(options.too_long),
-                                      .max_model_len = plan.memory.max_model_len,
-                                      .vocab_size = config.vocab_size,
-                                      .defaults = defaults};
+    job::BuilderOptions builder = row_setup.builder_options(options);
+    builder.max_model_len = plan.memory.max_model_len;
+    builder.vocab_size = config.vocab_size;
+    builder.defaults = defaults;
     const engine::EngineStats stats = session.generate(replica.engine(), builder, tokenizer.get());
     report.seconds["generate"] = seconds_since(generating);
     report.seconds["compute"] = stats.compute_seconds;

@@ -3,6 +3,7 @@
 #include <nlohmann/json.hpp>
 
 #include "apps/commands/commands.h"
+#include "apps/commands/row_setup.h"
 #include "apps/commands/rows.h"
 #include "apps/commands/run_setup.h"
 #include "lib/core/error.h"
@@ -17,13 +18,14 @@ namespace mpinfer::apps {
 namespace {
 
 // The members of a row but those named like ours, each with a comma behind it.
-std::string members_of(std::string_view line, std::string_view ours) {
+std::string members_of(std::string_view line, std::string_view ours,
+                       std::string_view also_ours = "error") {
   std::string out;
   io::MemberScanner scanner(line);
   io::Member member;
   while (scanner.next(&member)) {
     const std::string key = member.decoded_key();
-    if (key == ours || key == "error") continue;
+    if (key == ours || key == also_ours || key == "error") continue;
     out += member.text;
     out += ", ";
   }
@@ -45,10 +47,18 @@ std::string refused(std::string_view line, const InputRow& row, const RowError& 
                      object.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
+// rendered: what a template made of the row, or empty.
 std::string answered(std::string_view line, const std::vector<int32_t>& ids,
-                     const text::Tokenizer& tokenizer, bool decode) {
+                     const std::string& rendered, const text::Tokenizer& tokenizer, bool decode) {
   const char* ours = decode ? "prompt" : "prompt_token_ids";
-  std::string out = fmt::format("{{{}\"{}\": ", members_of(line, ours), ours);
+  std::string out =
+      fmt::format("{{{}", members_of(line, ours, rendered.empty() ? "error" : "prompt"));
+  if (!rendered.empty() && !decode) {
+    out += "\"prompt\": ";
+    job::append_json_string(&out, rendered);
+    out += ", ";
+  }
+  out += fmt::format("\"{}\": ", ours);
   if (decode) {
     job::append_json_string(&out, tokenizer.decode(ids, /*skip_special_tokens=*/false));
   } else {
@@ -68,8 +78,8 @@ int tokenize_command(const Options& options) {
                             printable(options.model)));
   }
   const auto tokenizer = text::Tokenizer::load(directory);
-  job::BuilderOptions builder_options;
-  builder_options.field = options.field;
+  const RowSetup setup(options, directory);
+  job::BuilderOptions builder_options = setup.builder_options(options);
   builder_options.row_params = job::RowParams::kNone;
   builder_options.max_model_len = INT32_MAX;
   builder_options.vocab_size = tokenizer->vocab_size();
@@ -77,12 +87,14 @@ int tokenize_command(const Options& options) {
   io::OrderedWriter writer(options.output);
   int64_t num_failed = 0;
   for_each_row(options, [&](const InputRow& row) {
+    std::string rendered;
     const std::string_view line = row.line.bytes;
     const Expected<Request> request =
         row.line.too_long ? tl::make_unexpected(job::RequestBuilder::line_too_long())
-                          : builder.build(row.index, line);
+                          : builder.build(row.index, line, &rendered);
     if (request) {
-      writer.write_line(answered(line, request->prompt_token_ids, *tokenizer, options.decode));
+      writer.write_line(
+          answered(line, request->prompt_token_ids, rendered, *tokenizer, options.decode));
     } else {
       ++num_failed;
       writer.write_line(refused(line, row, request.error()));

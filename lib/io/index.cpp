@@ -35,11 +35,15 @@ uint32_t small_number(std::string_view text, uint32_t otherwise) {
   return result.ec == std::errc{} && value > 0 ? std::min(value, 1U << 24) : otherwise;
 }
 
+uint32_t estimated_text_tokens(std::string_view value) {
+  return static_cast<uint32_t>(static_cast<double>(value.size()) / kBytesPerToken) + 1;
+}
+
 uint32_t estimated_tokens(std::string_view value) {
   if (value.starts_with('[')) {
     return static_cast<uint32_t>(std::count(value.begin(), value.end(), ',') + 1);
   }
-  return static_cast<uint32_t>(static_cast<double>(value.size()) / kBytesPerToken) + 1;
+  return estimated_text_tokens(value);
 }
 
 class RowEstimator {
@@ -60,8 +64,10 @@ class RowEstimator {
       } else if (member.key == "prompt_token_ids" || member.key == prompt_field_ ||
                  member.key == prompt_root_) {
         row->prompt_tokens = estimated_tokens(member.value);
-      } else if (member.key == "sampling_params") {
-        nested_max_tokens(member.value, row);
+      } else if (member.key == "messages") {
+        row->prompt_tokens = estimated_text_tokens(member.value);
+      } else if (member.key == "sampling_params" || member.key == "body") {
+        estimate_nested(member.value, row);
       } else {
         count_watched(member.key, &piece->watched_counts);
       }
@@ -72,12 +78,17 @@ class RowEstimator {
   }
 
  private:
-  static void nested_max_tokens(std::string_view object, RowEntry* row) {
+  // sampling_params, or the body of a row in the OpenAI batch form.
+  static void estimate_nested(std::string_view object, RowEntry* row) {
     MemberScanner scanner(object);
     Member member;
     while (scanner.next(&member)) {
-      if (member.key == "max_tokens") {
+      if (member.key == "max_tokens" || member.key == "max_completion_tokens") {
         row->completion_tokens = small_number(member.value, row->completion_tokens);
+      } else if (member.key == "messages") {
+        row->prompt_tokens = estimated_text_tokens(member.value);
+      } else if (member.key == "prompt") {
+        row->prompt_tokens = estimated_tokens(member.value);
       }
     }
   }

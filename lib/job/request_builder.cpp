@@ -4,7 +4,10 @@
 
 #include "lib/core/error.h"
 #include "lib/core/log.h"
+#include "lib/io/index.h"
 #include "lib/io/jsonl.h"
+#include "lib/job/json_text.h"
+#include "lib/job/raw_members.h"
 
 namespace mpinfer::job {
 namespace {
@@ -14,7 +17,7 @@ constexpr int64_t kReservedForAnswer = 256;  // of a truncated row without max_t
 std::vector<std::string> picked_names() {
   std::vector<std::string> names = sampling_field_names();
   for (const char* name : {"prompt_token_ids", "messages", "custom_id", "url", "sampling_params",
-                           "add_special_tokens"}) {
+                           "add_special_tokens", "tools", "documents", "chat_template_kwargs"}) {
     names.emplace_back(name);
   }
   return names;
@@ -32,7 +35,30 @@ const FieldValue* find(const RowFields& fields, std::string_view name) {
   return &found->second;
 }
 
+Expected<bool> add_special_tokens(const RowFields& fields, bool otherwise) {
+  const FieldValue* given = find(fields, "add_special_tokens");
+  if (given == nullptr) return otherwise;
+  if (const auto* flag = std::get_if<bool>(given)) return *flag;
+  return refuse(
+      "invalid_param",
+      fmt::format("add_special_tokens is {}; it must be true or false", type_name(*given)),
+      "add_special_tokens");
+}
+
 }  // namespace
+
+uint64_t fingerprint(const BuilderOptions& options) {
+  std::string text = fmt::format("{:016x} {} {} {} {}", fingerprint(options.defaults),
+                                 options.field, static_cast<int>(options.row_params),
+                                 static_cast<int>(options.too_long), options.max_model_len);
+  if (options.chat_template != nullptr)
+    text += fmt::format(" {:016x}", options.chat_template->fingerprint());
+  if (options.prompt_template != nullptr)
+    text += fmt::format(" p{:016x}", options.prompt_template->fingerprint());
+  text += fmt::format(" {} {} {}", options.apply_chat_template, options.system.size(),
+                      options.system + options.served_model_name);
+  return io::hash_of(text);
+}
 
 RowParams row_params(std::string_view name) {
   if (name == "auto") return RowParams::kAuto;
@@ -75,7 +101,10 @@ const std::vector<NearMiss>& near_misses() {
 }
 
 RequestBuilder::RequestBuilder(const BuilderOptions& options, const text::Tokenizer* tokenizer)
-    : options_(options), tokenizer_(tokenizer), picker_(options.field, picked_names()) {}
+    : options_(options),
+      tokenizer_(tokenizer),
+      picker_(options.field, picked_names()),
+      openai_(options.vocab_size, options.served_model_name) {}
 
 RowError RequestBuilder::line_too_long() {
   return {"line_too_long", fmt::format("the line is longer than {} MiB", io::kMaxLineBytes >> 20),
@@ -107,33 +136,16 @@ Expected<SamplingFields> RequestBuilder::sampling_of(const RowFields& fields) co
   return overlay(row, options_.defaults);
 }
 
-Expected<std::vector<int32_t>> RequestBuilder::encode(const FieldValue& prompt,
-                                                      const RowFields& fields) const {
-  const auto* text = std::get_if<std::string>(&prompt);
-  if (text == nullptr) {
-    return refuse("invalid_param",
-                  fmt::format("{} is {}; it must be a string", options_.field, type_name(prompt)),
-                  options_.field);
-  }
-  if (text->empty())
-    return refuse("empty_prompt", fmt::format("{} is empty", options_.field), options_.field);
-  bool add_special_tokens = true;
-  if (const FieldValue* given = find(fields, "add_special_tokens")) {
-    const auto* flag = std::get_if<bool>(given);
-    if (flag == nullptr) {
-      return refuse(
-          "invalid_param",
-          fmt::format("add_special_tokens is {}; it must be true or false", type_name(*given)),
-          "add_special_tokens");
-    }
-    add_special_tokens = *flag;
-  }
+Expected<std::vector<int32_t>> RequestBuilder::encode(const Prompt& prompt) const {
+  if (!prompt.text) return prompt.ids;
   if (tokenizer_ == nullptr) {
     return refuse("unsupported",
                   "the model has no tokenizer.json: only rows with prompt_token_ids run",
-                  options_.field);
+                  prompt.param);
   }
-  auto ids = tokenizer_->encode(*text, add_special_tokens);
+  if (prompt.text->empty())
+    return refuse("empty_prompt", fmt::format("{} is empty", prompt.param), prompt.param);
+  auto ids = tokenizer_->encode(*prompt.text, prompt.add_special_tokens);
   if (!ids) return ids;
   for (const int32_t id : *ids) {
     if (id < 0 || id >= options_.vocab_size) {
@@ -143,50 +155,152 @@ Expected<std::vector<int32_t>> RequestBuilder::encode(const FieldValue& prompt,
     }
   }
   if (ids->empty())
-    return refuse("empty_prompt", fmt::format("{} has no tokens", options_.field), options_.field);
+    return refuse("empty_prompt", fmt::format("{} has no tokens", prompt.param), prompt.param);
   return ids;
 }
 
-Expected<std::vector<int32_t>> RequestBuilder::prompt_of(const RowFields& fields) const {
-  if (find(fields, "custom_id") != nullptr && find(fields, "url") != nullptr) {
-    return refuse(
-        "unsupported",
-        "rows in the OpenAI batch form (custom_id and url) are not served by this version", "url");
-  }
-  if (const FieldValue* given = find(fields, "prompt_token_ids")) {
-    const auto* array = std::get_if<ArrayValue>(given);
-    if (array == nullptr || array->size != static_cast<int64_t>(array->integers.size())) {
-      return refuse("invalid_param", "prompt_token_ids must be a list of integers",
-                    "prompt_token_ids");
+Expected<RequestBuilder::Prompt> RequestBuilder::given_ids(const FieldValue& value,
+                                                           std::string_view name) const {
+  const auto* array = std::get_if<ArrayValue>(&value);
+  if (array == nullptr || array->size != static_cast<int64_t>(array->integers.size()))
+    return refuse("invalid_param", fmt::format("{} must be a list of integers", name), name);
+  if (array->size == 0) return refuse("empty_prompt", fmt::format("{} is empty", name), name);
+  Prompt prompt;
+  prompt.param = name;
+  prompt.ids.reserve(array->integers.size());
+  for (const int64_t id : array->integers) {
+    if (id < 0 || id >= options_.vocab_size) {
+      return refuse(
+          "invalid_param",
+          fmt::format("{} holds {}; the vocabulary is [0, {})", name, id, options_.vocab_size),
+          name);
     }
-    if (array->size == 0)
-      return refuse("empty_prompt", "prompt_token_ids is empty", "prompt_token_ids");
-    std::vector<int32_t> ids;
-    ids.reserve(array->integers.size());
-    for (const int64_t id : array->integers) {
-      if (id < 0 || id >= options_.vocab_size) {
-        return refuse("invalid_param",
-                      fmt::format("prompt_token_ids holds {}; the vocabulary is [0, {})", id,
-                                  options_.vocab_size),
-                      "prompt_token_ids");
-      }
-      ids.push_back(static_cast<int32_t>(id));
-    }
-    return ids;
+    prompt.ids.push_back(static_cast<int32_t>(id));
   }
-  if (find(fields, "messages") != nullptr) {
-    return refuse("unsupported",
-                  "rows with messages are not served by this version; render them to prompt",
-                  "messages");
+  return prompt;
+}
+
+Expected<RequestBuilder::Prompt> RequestBuilder::chat(const text::ChatRow& row,
+                                                      const RowFields& fields) const {
+  if (options_.chat_template == nullptr) {
+    return refuse("template_error",
+                  "the model has no tokenizer, so no chat template can be applied", "messages");
   }
-  if (!fields.prompt) {
+  text::ChatRow with_system = row;
+  with_system.system = options_.system;
+  auto text = options_.chat_template->render(with_system);
+  if (!text) return tl::unexpected(std::move(text.error()));
+  const auto add = add_special_tokens(fields, /*otherwise=*/false);
+  if (!add) return tl::unexpected(add.error());
+  return Prompt{.text = std::move(*text),
+                .ids = {},
+                .add_special_tokens = *add,
+                .param = "messages",
+                .templated = true};
+}
+
+// The text at --field, or of --prompt-template over the whole row; a chat's where that is asked
+// for.
+Expected<RequestBuilder::Prompt> RequestBuilder::given_text(const RowFields& fields,
+                                                            std::string_view line) const {
+  std::string text;
+  if (options_.prompt_template != nullptr) {
+    auto rendered = options_.prompt_template->render(line);
+    if (!rendered) return tl::unexpected(std::move(rendered.error()));
+    text = std::move(*rendered);
+  } else if (!fields.prompt) {
+    return refuse("invalid_param",
+                  fmt::format("the row has neither {} nor messages nor prompt_token_ids; --field "
+                              "names the prompt's field",
+                              options_.field),
+                  options_.field);
+  } else if (const auto* given = std::get_if<std::string>(&*fields.prompt)) {
+    text = *given;
+  } else {
     return refuse(
         "invalid_param",
-        fmt::format("the row has neither {} nor prompt_token_ids; --field names the prompt's field",
-                    options_.field),
+        fmt::format("{} is {}; it must be a string", options_.field, type_name(*fields.prompt)),
         options_.field);
   }
-  return encode(*fields.prompt, fields);
+  if (text.empty())
+    return refuse("empty_prompt", fmt::format("{} is empty", options_.field), options_.field);
+  if (options_.apply_chat_template) {
+    std::string messages = R"([{"role": "user", "content": )";
+    append_json_string(&messages, text);
+    messages += "}]";
+    return chat({.messages = messages, .kwargs = raw_member(line, "chat_template_kwargs")}, fields);
+  }
+  const auto add = add_special_tokens(fields, /*otherwise=*/true);
+  if (!add) return tl::unexpected(add.error());
+  return Prompt{.text = std::move(text),
+                .ids = {},
+                .add_special_tokens = *add,
+                .param = options_.field,
+                .templated = options_.prompt_template != nullptr};
+}
+
+Expected<RequestBuilder::Prompt> RequestBuilder::prompt_of(const RowFields& fields,
+                                                           std::string_view line) const {
+  if (const FieldValue* ids = find(fields, "prompt_token_ids"))
+    return given_ids(*ids, "prompt_token_ids");
+  if (find(fields, "messages") == nullptr) return given_text(fields, line);
+  return chat({.messages = raw_member(line, "messages"),
+               .tools = raw_member(line, "tools"),
+               .documents = raw_member(line, "documents"),
+               .kwargs = raw_member(line, "chat_template_kwargs")},
+              fields);
+}
+
+Expected<RequestBuilder::Prompt> RequestBuilder::prompt_of(const OpenAiBody& row) const {
+  if (const FieldValue* ids = find(row.fields, "prompt_token_ids"))
+    return given_ids(*ids, "prompt_token_ids");
+  if (row.chat) {
+    if (find(row.fields, "messages") == nullptr)
+      return refuse("invalid_param", "body.messages is missing", "messages");
+    std::string kwargs(raw_member(row.body, "chat_template_kwargs"));
+    const std::string_view add = raw_member(row.body, "add_generation_prompt");
+    if (!add.empty()) {
+      if (kwargs.empty()) kwargs = "{}";
+      const size_t end = kwargs.find_last_of('}');
+      const bool object = kwargs.front() == '{' && end != std::string::npos;
+      const bool bare = object && kwargs.find('"') == std::string::npos;
+      if (object)
+        kwargs.insert(end, fmt::format("{}\"add_generation_prompt\": {}", bare ? "" : ", ", add));
+    }
+    return chat({.messages = raw_member(row.body, "messages"),
+                 .tools = row.with_tools ? raw_member(row.body, "tools") : std::string_view(),
+                 .documents = raw_member(row.body, "documents"),
+                 .kwargs = kwargs,
+                 .reasoning_effort = row.reasoning_effort,
+                 .parse_arguments = true},
+                row.fields);
+  }
+  const FieldValue* prompt = find(row.fields, "prompt");
+  if (prompt == nullptr) return refuse("invalid_param", "body.prompt is missing", "prompt");
+  Prompt out;
+  out.param = "prompt";
+  if (const auto* text = std::get_if<std::string>(prompt)) {
+    out.text = *text;
+  } else if (const auto* list = std::get_if<ArrayValue>(prompt)) {
+    if (list->size != 1 || list->strings.size() != 1) {
+      const bool several = !list->strings.empty();
+      if (several || (list->size > 0 && list->integers.empty())) {
+        return refuse("unsupported", "body.prompt holds several prompts; one a row is served",
+                      "prompt");
+      }
+      return given_ids(*prompt, "prompt");
+    }
+    out.text = list->strings.front();
+  } else {
+    return refuse("invalid_param",
+                  fmt::format("body.prompt is {}; it must be a string or a list of token ids",
+                              type_name(*prompt)),
+                  "prompt");
+  }
+  const auto add = add_special_tokens(row.fields, /*otherwise=*/true);
+  if (!add) return tl::unexpected(add.error());
+  out.add_special_tokens = *add;
+  return out;
 }
 
 std::optional<RowError> RequestBuilder::fit(std::vector<int32_t>* ids,
@@ -214,22 +328,39 @@ std::optional<RowError> RequestBuilder::fit(std::vector<int32_t>* ids,
   return std::nullopt;
 }
 
-Expected<Request> RequestBuilder::build(int64_t index, std::string_view line) const {
-  const Expected<RowFields> fields = picker_.pick(line);
-  if (!fields) return tl::unexpected(fields.error());
-  auto ids = prompt_of(*fields);
+Expected<Request> RequestBuilder::finish(int64_t index, const Prompt& prompt,
+                                         const SamplingFields& sampling,
+                                         std::string* rendered) const {
+  auto ids = encode(prompt);
   if (!ids) return tl::unexpected(std::move(ids.error()));
-  const auto sampling = sampling_of(*fields);
-  if (!sampling) return tl::unexpected(sampling.error());
-  if (sampling->stop && !sampling->stop->empty() && tokenizer_ == nullptr) {
+  if (sampling.stop && !sampling.stop->empty() && tokenizer_ == nullptr) {
     return refuse("unsupported",
                   "the model has no tokenizer.json: stop strings cannot be looked for", "stop");
   }
-  if (auto error = fit(&*ids, *sampling)) return tl::unexpected(std::move(*error));
-  auto params = resolve(*sampling, static_cast<int64_t>(ids->size()), options_.max_model_len);
+  if (auto error = fit(&*ids, sampling)) return tl::unexpected(std::move(*error));
+  auto params = resolve(sampling, static_cast<int64_t>(ids->size()), options_.max_model_len);
   if (!params) return tl::unexpected(std::move(params.error()));
+  if (rendered != nullptr) *rendered = prompt.templated ? prompt.text.value_or("") : std::string();
   return Request{
       .index = index, .prompt_token_ids = std::move(*ids), .sampling = std::move(*params)};
+}
+
+Expected<Request> RequestBuilder::build(int64_t index, std::string_view line,
+                                        std::string* rendered) const {
+  const Expected<RowFields> fields = picker_.pick(line);
+  if (!fields) return tl::unexpected(fields.error());
+  if (find(*fields, "custom_id") != nullptr && find(*fields, "url") != nullptr) {
+    const Expected<OpenAiBody> body = openai_.read(line);
+    if (!body) return tl::unexpected(body.error());
+    const auto prompt = prompt_of(*body);
+    if (!prompt) return tl::unexpected(prompt.error());
+    return finish(index, *prompt, overlay(body->sampling, options_.defaults), rendered);
+  }
+  const auto prompt = prompt_of(*fields, line);
+  if (!prompt) return tl::unexpected(prompt.error());
+  const auto sampling = sampling_of(*fields);
+  if (!sampling) return tl::unexpected(sampling.error());
+  return finish(index, *prompt, *sampling, rendered);
 }
 
 }  // namespace mpinfer::job

@@ -9,8 +9,10 @@
 
 #include "lib/core/request.h"
 #include "lib/core/result.h"
+#include "lib/job/openai_body.h"
 #include "lib/job/row_fields.h"
 #include "lib/job/sampling_fields.h"
+#include "lib/text/chat_template.h"
 #include "lib/text/tokenizer.h"
 
 namespace mpinfer::job {
@@ -29,6 +31,11 @@ struct BuilderOptions {
   int64_t max_model_len = 0;
   int64_t vocab_size = 0;  // of the model
   SamplingFields defaults = {};
+  const text::ChatTemplate* chat_template = nullptr;      // borrowed; null: chat rows are refused
+  const text::PromptTemplate* prompt_template = nullptr;  // borrowed; over the members of a row
+  std::string system = {};                                // system message of chats that have none
+  bool apply_chat_template = false;                       // prompt rows become a user's message
+  std::string served_model_name = {};  // what body.model must be; empty: anything
 };
 
 class RequestBuilder {
@@ -36,20 +43,40 @@ class RequestBuilder {
   // tokenizer: null when the model has none; then rows need prompt_token_ids.
   RequestBuilder(const BuilderOptions& options, const text::Tokenizer* tokenizer);
 
-  Expected<Request> build(int64_t index, std::string_view line) const;
+  // rendered: receives the text that a template made of the row; empty where none did.
+  Expected<Request> build(int64_t index, std::string_view line,
+                          std::string* rendered = nullptr) const;
   // For a line that is not read at all.
   static RowError line_too_long();
 
  private:
+  // What a row's prompt is made of, before it is tokenised.
+  struct Prompt {
+    std::optional<std::string> text;
+    std::vector<int32_t> ids;
+    bool add_special_tokens = true;
+    std::string_view param;
+    bool templated = false;
+  };
   Expected<SamplingFields> sampling_of(const RowFields& fields) const;
-  Expected<std::vector<int32_t>> prompt_of(const RowFields& fields) const;
-  Expected<std::vector<int32_t>> encode(const FieldValue& prompt, const RowFields& fields) const;
+  Expected<Prompt> prompt_of(const RowFields& fields, std::string_view line) const;
+  Expected<Prompt> prompt_of(const OpenAiBody& body) const;
+  Expected<Prompt> given_ids(const FieldValue& value, std::string_view name) const;
+  Expected<Prompt> given_text(const RowFields& fields, std::string_view line) const;
+  Expected<Prompt> chat(const text::ChatRow& row, const RowFields& fields) const;
+  Expected<std::vector<int32_t>> encode(const Prompt& prompt) const;
   std::optional<RowError> fit(std::vector<int32_t>* ids, const SamplingFields& sampling) const;
+  Expected<Request> finish(int64_t index, const Prompt& prompt, const SamplingFields& sampling,
+                           std::string* rendered) const;
 
   BuilderOptions options_;
   const text::Tokenizer* tokenizer_;
   FieldPicker picker_;
+  OpenAiReader openai_;
 };
+
+// Hash of every value that answers depend on: part of a journal key.
+uint64_t fingerprint(const BuilderOptions& options);
 
 // Misspelt sampling fields that people write, and what they mean.
 struct NearMiss {

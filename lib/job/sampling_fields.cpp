@@ -238,6 +238,10 @@ std::optional<RowError> set_field(std::string_view name, const FieldValue& value
                   printable(name)};
 }
 
+bool is_ignored_field(std::string_view name) {
+  return std::find(std::begin(kIgnored), std::end(kIgnored), name) != std::end(kIgnored);
+}
+
 SamplingFields overlay(const SamplingFields& above, const SamplingFields& below) {
   SamplingFields out = below;
   take_over(&out.temperature, above.temperature);

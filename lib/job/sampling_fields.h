@@ -24,11 +24,15 @@ struct SamplingFields {
   std::optional<uint64_t> seed;
   std::optional<std::vector<std::string>> stop;
   std::optional<std::vector<int32_t>> stop_token_ids;
+  std::optional<int64_t> n;
   std::optional<bool> ignore_eos, include_stop_str_in_output, skip_special_tokens;
 };
 
 // Every name that is a sampling field, those of later requests (n, logprobs, …) included.
 const std::vector<std::string>& sampling_field_names();
+
+// Fields of a body or of sampling_params that change no answer: user, metadata, store, …
+bool is_ignored_field(std::string_view name);
 
 // Sets one field; null leaves it unset. unsupported: a name that is known but not served, or
 // (nested) not known.

@@ -250,11 +250,8 @@ engine::EngineStats Session::generate(engine::Engine& engine, const BuilderOptio
         overlay(replica_sampling_[static_cast<size_t>(mesh_->at.dp)], builder_options.defaults);
   }
   builder_ = std::make_unique<RequestBuilder>(builder_options, tokenizer);
-  const std::string about = fmt::format(
-      "{:016x} {:016x} {} {} {} {} {}", options_.identity, fingerprint(builder_options.defaults),
-      builder_options.field, static_cast<int>(builder_options.row_params),
-      static_cast<int>(builder_options.too_long), builder_options.max_model_len,
-      options_.return_token_ids);
+  const std::string about = fmt::format("{:016x} {:016x} {}", options_.identity,
+                                        fingerprint(builder_options), options_.return_token_ids);
   results_ = std::make_unique<ResultWriter>(
       ResultWriter::Options{.return_token_ids = options_.return_token_ids,
                             .request_fingerprint = io::hash_of(about)},

@@ -38,8 +38,8 @@ BAD = [
     (b'{"prompt": "x", "max_tokens": 2, "min_tokens": 3}', "invalid_param"),
     (b'{"prompt": "x", "n": 2}', "unsupported"),
     (b'{"prompt": "x", "sampling_params": {"max_new_tokens": 2}}', "unsupported"),
-    (b'{"messages": [{"role": "user", "content": "x"}]}', "unsupported"),
-    (b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}', "unsupported"),
+    (b'{"messages": [{"role": "user", "content": "x"}]}', "template_error"),
+    (b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}', "invalid_param"),
 ]
 
 if __name__ == "__main__":

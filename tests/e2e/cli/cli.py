@@ -147,6 +147,18 @@ def check_tokenize(mpinfer):
     outputs = [[row["output"] for row in mpinfer.rows(f"{name}-out.jsonl")] for name in ("text", "ids")]
     expect(outputs[0] == outputs[1], f"{outputs}")
     mpinfer("tokenize", "--model", MODEL, "-i", "text.jsonl", "-o", "ids.jsonl", code=2, said="--overwrite")
+    (mpinfer.work / "chat.jinja").write_text("{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}")
+    (mpinfer.work / "row.jinja").write_text("{{ a }}+{{ b[0] }}")
+    chats = [{"messages": [{"role": "user", "content": "a\"b"}], "prompt": "old"},
+             {"custom_id": "x", "url": "/v1/chat/completions", "body": {"messages": [{"role": "user", "content": "c"}]}},
+             {"custom_id": "y", "url": "/v1/completions", "body": {"prompt": "d"}}, {"a": 1, "b": ["z"]}]
+    (mpinfer.work / "chats.jsonl").write_text("".join(json.dumps(row) + "\n" for row in chats))
+    mpinfer("tokenize", "--model", MODEL, "-i", "chats.jsonl", "-o", "chat-ids.jsonl", "--chat-template", "chat.jinja",
+            "--system", "s", "--prompt-template", "row.jinja")
+    rendered = [row.get("prompt") for row in mpinfer.rows("chat-ids.jsonl")]
+    expect(rendered == ["<system>s<user>a\"b", "<system>s<user>c", None, "1+z"], f"{rendered}")
+    mpinfer("tokenize", "--model", MODEL, "-i", "chats.jsonl", "-o", "none.jsonl", "--chat-template", "absent", code=2,
+            said="absent")
     (mpinfer.work / "bad.jsonl").write_text('{"prompt": 3}\n{"prompt": "a"}\n')
     mpinfer("tokenize", "--model", MODEL, "-i", "bad.jsonl", "-o", "bad-out.jsonl", code=3)
     errors = [row["error"] and row["error"]["code"] for row in mpinfer.rows("bad-out.jsonl")]

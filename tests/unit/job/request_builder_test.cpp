@@ -98,9 +98,9 @@ TEST_CASE("invalid UTF-8 and lone surrogates are invalid_utf8; an escaped NUL is
 
 TEST_CASE("forms: the first that matches") {
   const Fixture f;
-  CHECK(f.code(R"({"custom_id":"a","url":"/v1/completions","prompt":"x"})") == "unsupported");
+  CHECK(f.param(R"({"custom_id":"a","url":"/v1/completions","prompt":"x"})") == "body");
   CHECK(f.code(R"({"custom_id":"a","prompt":"x"})").empty());
-  CHECK(f.code(R"({"messages":[{"role":"user","content":"x"}],"prompt":"x"})") == "unsupported");
+  CHECK(f.code(R"({"messages":[{"role":"user","content":"x"}],"prompt":"x"})") == "template_error");
   CHECK(f.code(R"({"messages":null,"prompt":"x"})").empty());
   CHECK(f.build(R"({"prompt_token_ids":[5,6],"prompt":"x"})")->prompt_token_ids ==
         std::vector<int32_t>{5, 6});
