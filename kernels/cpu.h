@@ -155,6 +155,25 @@ struct KernelTable {
   int64_t (*multiply_add_loop)(int64_t steps);
 };
 
+struct RouteArgs {
+  int64_t num_experts = 0;
+  int64_t top_k = 0;
+  bool sigmoid = false;  // else softmax
+  bool renormalise = false;
+  float scale = 1.0F;
+  int64_t num_groups = 1;
+  int64_t top_groups = 1;
+  int64_t best_of_group = 1;
+  const float* bias = nullptr;
+  const float* correction = nullptr;
+};
+// One row's choice (backend::RouteOptions says the rule). scratch: route_scratch floats.
+int64_t route_scratch(const RouteArgs& args);
+void route(int32_t* experts, float* weights, const float* logits, const RouteArgs& args,
+           float* scratch);
+// out[n] from x[2i] = gate, x[2i + 1] = up (backend::Activation::kClampedSwiglu).
+void clamped_swiglu(float* out, const float* x, int64_t n, float alpha, float limit);
+
 // Names of the compiled targets that this CPU has, best first.
 std::vector<std::string> simd_targets();
 // name must be one of simd_targets(); throws Error(kUsage) naming them otherwise.

@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cuda_runtime_api.h>
+#include <vector_types.h>
 
 #include <cstdint>
 
@@ -97,6 +98,88 @@ void gated_activation(cudaStream_t stream, const View& out, const View& gate_up,
                       int64_t cols, Gate gate);
 void gather_rows(cudaStream_t stream, const View& out, const View& x, int64_t rows, int64_t cols,
                  const int32_t* index);
+
+struct RouteArgs {
+  const float* logits = nullptr;  // [rows, num_experts], stride apart
+  int64_t stride = 0;
+  int64_t rows = 0;
+  int32_t num_experts = 0;  // <= 1024
+  int32_t top_k = 1;        // <= 32
+  bool sigmoid = false;
+  bool renormalise = false;
+  float scale = 1.0F;
+  int32_t num_groups = 1;  // <= 32
+  int32_t top_groups = 1;
+  int32_t best_of_group = 1;
+  const float* bias = nullptr;
+  const float* correction = nullptr;
+  unsigned long long* counts = nullptr;
+};
+void route(cudaStream_t stream, int32_t* experts, float* weights, const RouteArgs& args);
+void add_gated(cudaStream_t stream, const View& out, const View& x, const View& gate, int64_t rows,
+               int64_t cols);
+
+// An expert's weight [out, in] is kept in tiles of 256 rows and 64 columns, each one run of memory
+// [row][8 chunks of 8 elements], chunk c of row r at place c ^ (r % 8): what a shared-memory tile
+// of the tensor cores looks like, so that it is fetched by one copy. Rows and columns beyond the
+// weight's are zeros.
+inline constexpr int64_t kExpertTileRows = 256;
+inline constexpr int64_t kExpertTileCols = 64;
+inline int64_t expert_elements(int64_t out_features, int64_t in_features) {
+  return (out_features + kExpertTileRows - 1) / kExpertTileRows * kExpertTileRows *
+         ((in_features + kExpertTileCols - 1) / kExpertTileCols * kExpertTileCols);
+}
+// source [rows, in_features] of the weight's type on the device → rows first_row + i * row_step.
+void pack_expert_rows(cudaStream_t stream, void* weight, const void* source, ElementType dtype,
+                      int64_t in_features, int64_t first_row, int64_t row_step, int64_t rows);
+
+// Choices (row * top_k + place) of local experts sorted by expert, and the row tiles of that list.
+// Made on the device; counters: [num_experts + 1], zero before and after.
+struct ExpertOrder {
+  int32_t* choices = nullptr;    // [local choices]
+  int32_t* offsets = nullptr;    // [num_experts + 1] into choices
+  int32_t* cursors = nullptr;    // [num_experts]
+  int2* tiles = nullptr;         // {expert, first place within the expert}
+  int32_t* num_tiles = nullptr;  // one
+  int32_t* counters = nullptr;
+};
+void sort_choices(cudaStream_t stream, const ExpertOrder& order, const int32_t* experts,
+                  int64_t num_choices, int32_t first_expert, int32_t num_experts,
+                  int32_t tile_rows);
+
+enum class ExpertGate : uint8_t { kNone, kSilu, kGelu, kGeluTanh, kClampedSwiglu };
+
+// One grouped product over the sorted choices. With a gate: a is x, row choice / top_k; out
+// [places, out_features / 2]. Without: a is what the first product left; out [choice,
+// out_features].
+struct ExpertProduct {
+  View out;
+  View a;
+  ExpertOrder order;
+  int32_t num_experts = 0;
+  int32_t top_k = 1;
+  int64_t max_choices = 0;  // bound of the local choices
+  const void* weights = nullptr;
+  int64_t stride_bytes = 0;  // from one expert to the next
+  int64_t out_features = 0;
+  int64_t in_features = 0;
+  const float* bias = nullptr;  // [num_experts, out_features] or null
+  ExpertGate gate = ExpertGate::kNone;
+  float alpha = 0.0F;
+  float limit = 0.0F;
+};
+// Whether the tensor-core kernels take these sizes (16-bit types, features in eights, rows aligned
+// to 16 bytes); the _any kernel takes everything.
+bool expert_product_is_fast(const ExpertProduct& args);
+inline constexpr int32_t kExpertRows = 64;         // tile rows of expert_product
+inline constexpr int32_t kExpertRowsHopper = 128;  // and of expert_product_hopper
+void expert_product(cudaStream_t stream, const ExpertProduct& args, int num_processors);
+void expert_product_hopper(cudaStream_t stream, const ExpertProduct& args, int num_processors);
+void expert_product_any(cudaStream_t stream, const ExpertProduct& args);
+// out[r] = sum over the local choices of row r, in their order, of weights * parts[choice].
+void combine_experts(cudaStream_t stream, const View& out, const View& parts,
+                     const int32_t* experts, const float* weights, int64_t rows, int64_t cols,
+                     int32_t top_k, int32_t first_expert, int32_t num_experts);
 
 struct MaxPair {
   float value;

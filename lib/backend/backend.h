@@ -108,7 +108,64 @@ struct QkNormRopeWriteKv {
   int32_t num_q_heads = 0;
 };
 
-enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh };
+// kClampedSwiglu (gpt-oss, experts alone): (clamp(up) + 1) * g * sigmoid(alpha * g), g = min(gate,
+// limit), up clamped to ±limit.
+enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh, kClampedSwiglu };
+
+enum class RouterScore : uint8_t { kSoftmax, kSigmoid };
+
+// How a row chooses its experts. score = softmax or sigmoid of (logits + bias), in f32; chosen by
+// score + correction among the best top_groups of num_groups equal runs of experts, ties to the
+// lowest id; weight = scale * score (renormalise: over the sum of the chosen scores).
+struct RouteOptions {
+  int32_t top_k = 1;
+  RouterScore score = RouterScore::kSoftmax;
+  bool renormalise = false;
+  float scale = 1.0F;
+  int32_t num_groups = 1;
+  int32_t top_groups = 1;
+  int32_t best_of_group = 1;          // a group's score: the sum of its best 1 or 2 choices
+  const float* bias = nullptr;        // [num_experts] or null
+  const float* correction = nullptr;  // [num_experts] or null: counts in the choice alone
+  int64_t* counts = nullptr;          // [num_experts] += rows that chose it, or null
+};
+
+// Expert weights of one kind, one expert after the other: expert i's is like first, i *
+// stride_bytes further.
+struct ExpertWeights {
+  Weight first;
+  int64_t stride_bytes = 0;
+  Weight at(int64_t index) const {
+    Weight one = first;
+    one.data = static_cast<char*>(first.data) + index * stride_bytes;
+    return one;
+  }
+};
+
+// out[r] = sum over the local experts e that row r chose of weight * (down_e · activation(gate_up_e
+// · x[r] + bias) + bias); zero where it chose none. Sums in f32.
+struct MoeExperts {
+  Matrix out;                        // [rows, hidden]
+  Matrix x;                          // [rows, hidden], not out
+  const int32_t* experts = nullptr;  // [rows, top_k] ids; others than the local ones are skipped
+  const float* weights = nullptr;    // [rows, top_k]
+  int32_t top_k = 1;
+  int32_t first_expert = 0;  // local: [first_expert, first_expert + num_experts)
+  int32_t num_experts = 0;
+  ExpertWeights gate_up;                // each [2 * intermediate, hidden], gate and up interleaved
+  ExpertWeights down;                   // each [hidden, intermediate]
+  const float* gate_up_bias = nullptr;  // [num_experts, 2 * intermediate] or null
+  const float* down_bias = nullptr;     // [num_experts, hidden] or null
+  Activation activation = Activation::kSilu;
+  float swiglu_alpha = 1.702F;
+  float swiglu_limit = 7.0F;
+  void* scratch = nullptr;  // moe_scratch_bytes of these sizes
+  int64_t scratch_bytes = 0;
+};
+
+// Scratch memory that moe_experts may use, whatever the backend and the rows' choices.
+int64_t moe_scratch_bytes(int64_t rows, int64_t top_k, int64_t num_experts, int64_t hidden,
+                          int64_t intermediate, DType activation);
 
 // One row that draws a token. Meaning and order: INTERFACE §4.
 struct SampleRow {
@@ -230,6 +287,12 @@ class Backend {
                          const void* source, DType source_dtype, int64_t rows,
                          int64_t source_stride) = 0;
 
+  // The same for one expert's weight, which moe_experts alone reads; pack_rows fills it too.
+  virtual int64_t packed_expert_bytes(int64_t out_features, int64_t in_features,
+                                      DType dtype) const = 0;
+  virtual Weight make_expert_weight(void* data, int64_t out_features, int64_t in_features,
+                                    DType dtype) const = 0;
+
   // ---- ops; [rows, …] are token rows
   // -------------------------------------------------------------------- out[r] = scale *
   // table[ids[r] - first_id], zero where the id is outside the local table (vocab-parallel).
@@ -256,6 +319,14 @@ class Backend {
   virtual void gated_activation(Stream, const Matrix& out, const Matrix& gate_up,
                                 Activation activation) = 0;
   virtual void gather_rows(Stream, const Matrix& out, const Matrix& x, const int32_t* rows) = 0;
+
+  // experts, weights [rows, top_k] by descending choice; logits [rows, num_experts] f32, <= 1024
+  // experts.
+  virtual void route(Stream, int32_t* experts, float* weights, const Matrix& logits,
+                     const RouteOptions& options) = 0;
+  virtual void moe_experts(Stream, const MoeExperts& args) = 0;
+  // out += sigmoid(gate) * x, gate [rows, 1] f32: a shared expert with a gate.
+  virtual void add_gated(Stream, const Matrix& out, const Matrix& x, const Matrix& gate) = 0;
 
   // Greedy head: per row the largest logit of the local vocabulary and its id + first_id (ties:
   // lowest id); logits are never materialised. out [rows].

@@ -52,11 +52,6 @@ void check_f32(const Matrix& matrix, const char* name) {
                 "{} is [{}, {}] with stride {}", name, matrix.rows, matrix.cols, matrix.stride);
 }
 
-void check_same_shape(const Matrix& a, const Matrix& b) {
-  MPINFER_CHECK(a.rows == b.rows && a.cols == b.cols, "[{}, {}] and [{}, {}]", a.rows, a.cols,
-                b.rows, b.cols);
-}
-
 CpuBackend::CpuBackend(const CpuOptions& options)
     : kernels_(kernels::cpu::kernels_for(options.simd_target.empty() ? best_simd_target()
                                                                      : options.simd_target)),

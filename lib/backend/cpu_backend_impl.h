@@ -6,6 +6,7 @@
 #include "kernels/cpu.h"
 #include "kernels/cpu/draw.h"
 #include "kernels/cpu/thread_pool.h"
+#include "lib/backend/checks.h"
 #include "lib/backend/cpu_backend.h"
 #include "lib/backend/host_memory.h"
 
@@ -34,6 +35,15 @@ class CpuBackend final : public Backend {
   void pack_rows(const Weight& weight, int64_t first_row, int64_t row_step, const void* source,
                  DType source_dtype, int64_t rows, int64_t source_stride) override;
 
+  int64_t packed_expert_bytes(int64_t out_features, int64_t in_features,
+                              DType dtype) const override {
+    return packed_bytes(out_features, in_features, dtype);
+  }
+  Weight make_expert_weight(void* data, int64_t out_features, int64_t in_features,
+                            DType dtype) const override {
+    return make_weight(data, out_features, in_features, dtype);
+  }
+
   void embedding(Stream, const Matrix& out, const Weight& table, const int32_t* ids,
                  int32_t first_id, float scale) override;
   void rms_norm(Stream, const Matrix& out, const Matrix& x, const void* weight, float eps) override;
@@ -48,6 +58,11 @@ class CpuBackend final : public Backend {
   void gated_activation(Stream, const Matrix& out, const Matrix& gate_up,
                         Activation activation) override;
   void gather_rows(Stream, const Matrix& out, const Matrix& x, const int32_t* rows) override;
+
+  void route(Stream, int32_t* experts, float* weights, const Matrix& logits,
+             const RouteOptions& options) override;
+  void moe_experts(Stream, const MoeExperts& args) override;
+  void add_gated(Stream, const Matrix& out, const Matrix& x, const Matrix& gate) override;
 
   void lm_head_max(Stream, MaxPair* out, const Matrix& x, const Weight& weight,
                    int32_t first_id) override;
@@ -82,6 +97,8 @@ class CpuBackend final : public Backend {
   // out = scale * a · weightᵀ + bias.
   void multiply(const Matrix& out, const Matrix& a, const Weight& weight, const float* bias,
                 float scale);
+  // One expert on some of its rows, which are indices of choices (row * top_k + place).
+  void run_expert(const MoeExperts& args, int64_t expert, const int32_t* choices, int64_t count);
   void max_of_rows(MaxPair* out, const kernels::cpu::GemmArgs& args, int32_t first_id);
   const float* pack(const Matrix& a);
   void grow_floats(int64_t floats);  // scratch of every thread
@@ -92,12 +109,14 @@ class CpuBackend final : public Backend {
   kernels::cpu::ThreadPool pool_;
   std::vector<ThreadMemory> memory_;  // one a thread
   ScratchFloats packed_a_;
+  ScratchFloats expert_floats_;
+  std::vector<int32_t> sorted_choices_;
   std::vector<kernels::cpu::AttentionTask> tasks_;
 };
 
+kernels::cpu::Gate gate_of(Activation activation);
 // f32 matrix, columns within the stride.
 void check_f32(const Matrix& matrix, const char* name);
-void check_same_shape(const Matrix& a, const Matrix& b);
 
 template <class Task>
 void CpuBackend::for_rows(int64_t rows, int64_t row_work, const Task& task) {

@@ -13,18 +13,6 @@ constexpr int64_t kPackedFloats = int64_t{1}
 constexpr int64_t kSerialWork = int64_t{1} << 17;  // multiply-adds that are not worth a fork
 constexpr int64_t kQueriesAtOnce = 48;
 
-cpu::Gate gate_of(Activation activation) {
-  switch (activation) {
-    case Activation::kSilu:
-      return cpu::Gate::kSilu;
-    case Activation::kGelu:
-      return cpu::Gate::kGelu;
-    case Activation::kGeluTanh:
-      return cpu::Gate::kGeluTanh;
-  }
-  return cpu::Gate::kSilu;
-}
-
 // Rows of a (block, head) piece follow one another: inside it, K is kept transposed.
 void check_kv(const KvView& kv) {
   MPINFER_CHECK(kv.dtype == DType::kF32 && kv.head_dim > 0 && kv.head_dim <= cpu::kMaxHeadDim,
@@ -35,6 +23,21 @@ void check_kv(const KvView& kv) {
 }
 
 }  // namespace
+
+cpu::Gate gate_of(Activation activation) {
+  switch (activation) {
+    case Activation::kSilu:
+      return cpu::Gate::kSilu;
+    case Activation::kGelu:
+      return cpu::Gate::kGelu;
+    case Activation::kGeluTanh:
+      return cpu::Gate::kGeluTanh;
+    case Activation::kClampedSwiglu:
+      break;
+  }
+  MPINFER_CHECK(false, "activation {} is for experts alone", static_cast<int>(activation));
+  return cpu::Gate::kSilu;
+}
 
 void CpuBackend::embedding(Stream, const Matrix& out, const Weight& table, const int32_t* ids,
                            int32_t first_id, float scale) {

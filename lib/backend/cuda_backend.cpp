@@ -92,6 +92,9 @@ CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
   split_partials_ = device_memory(kSplitPartialFloats * 4);
   split_counters_ = device_memory(kSplitCounters * 4);
   MPINFER_CUDA(cudaMemset(split_counters_, 0, static_cast<size_t>(kSplitCounters * 4)));
+  expert_counters_ = device_memory(kExpertCounterBytes * kNumStreams);
+  MPINFER_CUDA(
+      cudaMemset(expert_counters_, 0, static_cast<size_t>(kExpertCounterBytes * kNumStreams)));
   gemm_workspace(Stream::kCompute);
 }
 
@@ -101,6 +104,8 @@ CudaBackend::~CudaBackend() {
   cudaFree(logits_tile_);
   cudaFree(split_partials_);
   cudaFree(split_counters_);
+  cudaFree(expert_counters_);
+  expert_staging_ = {};
   for (cudaStream_t stream : streams_) cudaStreamDestroy(stream);
 }
 
@@ -196,7 +201,7 @@ void CudaBackend::pack_rows(const Weight& weight, int64_t first_row, int64_t row
   const void* from = source;
   int64_t from_bytes = source_stride * width;
   std::vector<uint8_t> converted;
-  const auto declared = static_cast<DType>(weight.layout);
+  const DType declared = declared_dtype(weight);
   if (source_dtype != weight.dtype || declared != weight.dtype) {
     converted.resize(static_cast<size_t>(rows * row_bytes));
     std::vector<uint8_t> as_declared(static_cast<size_t>(weight.in_features * size_of(declared)));
@@ -214,6 +219,9 @@ void CudaBackend::pack_rows(const Weight& weight, int64_t first_row, int64_t row
   // pack_rows is called by several threads of the loader, which CUDA asks for the device one by
   // one.
   MPINFER_CUDA(cudaSetDevice(options_.device));
+  if ((weight.layout & kExpertLayout) != 0) {
+    return pack_expert(weight, first_row, row_step, from, rows, from_bytes);
+  }
   auto* to = static_cast<uint8_t*>(weight.data) + first_row * row_bytes;
   MPINFER_CUDA(cudaMemcpy2DAsync(to, static_cast<size_t>(row_step * row_bytes), from,
                                  static_cast<size_t>(from_bytes), static_cast<size_t>(row_bytes),

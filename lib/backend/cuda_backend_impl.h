@@ -9,11 +9,23 @@
 #include <vector>
 
 #include "kernels/cuda.h"
+#include "lib/backend/checks.h"
 #include "lib/backend/cuda_backend.h"
 #include "lib/backend/cuda_gemm.h"
 #include "lib/backend/cuda_handles.h"
 
 namespace mpinfer::backend {
+
+// What the files of the CUDA backend share: views and checks for launchers.
+kernels::cuda::ElementType element_type(DType dtype);
+kernels::cuda::View view(const Matrix& m);
+void check_launch();
+
+// Layout tag of a weight: the type it was declared with, and whether it is tiled for moe_experts.
+inline constexpr int32_t kExpertLayout = 0x100;
+inline DType declared_dtype(const Weight& weight) {
+  return static_cast<DType>(weight.layout & ~kExpertLayout);
+}
 
 class CudaBackend final : public Backend {
  public:
@@ -39,6 +51,11 @@ class CudaBackend final : public Backend {
   void pack_rows(const Weight& weight, int64_t first_row, int64_t row_step, const void* source,
                  DType source_dtype, int64_t rows, int64_t source_stride) override;
 
+  int64_t packed_expert_bytes(int64_t out_features, int64_t in_features,
+                              DType dtype) const override;
+  Weight make_expert_weight(void* data, int64_t out_features, int64_t in_features,
+                            DType dtype) const override;
+
   void embedding(Stream stream, const Matrix& out, const Weight& table, const int32_t* ids,
                  int32_t first_id, float scale) override;
   void rms_norm(Stream stream, const Matrix& out, const Matrix& x, const void* weight,
@@ -54,6 +71,10 @@ class CudaBackend final : public Backend {
   void gated_activation(Stream stream, const Matrix& out, const Matrix& gate_up,
                         Activation activation) override;
   void gather_rows(Stream stream, const Matrix& out, const Matrix& x, const int32_t* rows) override;
+  void route(Stream stream, int32_t* experts, float* weights, const Matrix& logits,
+             const RouteOptions& options) override;
+  void moe_experts(Stream stream, const MoeExperts& args) override;
+  void add_gated(Stream stream, const Matrix& out, const Matrix& x, const Matrix& gate) override;
   void lm_head_max(Stream stream, MaxPair* out, const Matrix& x, const Weight& weight,
                    int32_t first_id) override;
   void merge_max(Stream stream, int32_t* ids, const MaxPair* gathered, int32_t parts,
@@ -75,6 +96,9 @@ class CudaBackend final : public Backend {
  private:
   void decode(Stream stream, const kernels::cuda::AttentionArgs& args, int32_t sequences,
               int64_t longest);
+  // Rows in the weight's own type, host → the tiles of an expert's weight.
+  void pack_expert(const Weight& weight, int64_t first_row, int64_t row_step, const void* source,
+                   int64_t rows, int64_t source_bytes);
   // Workspace of matrix products on this stream.
   void* gemm_workspace(Stream stream);
 
@@ -90,6 +114,8 @@ class CudaBackend final : public Backend {
   void* logits_tile_ = nullptr;  // f32, of lm_head_max
   void* split_partials_ = nullptr;
   void* split_counters_ = nullptr;
+  void* expert_counters_ = nullptr;  // zero between calls, a part for each stream
+  Buffer expert_staging_;            // rows on their way into tiles
 };
 
 }  // namespace mpinfer::backend

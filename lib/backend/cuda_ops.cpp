@@ -18,6 +18,8 @@ static_assert(sizeof(cuda::LogitAdjustment) == sizeof(LogitAdjustment) &&
               offsetof(cuda::LogitAdjustment, banned) == offsetof(LogitAdjustment, banned));
 static_assert(sizeof(cuda::MaxPair) == sizeof(MaxPair));
 
+}  // namespace
+
 cuda::ElementType element_type(DType dtype) {
   switch (dtype) {
     case DType::kF32:
@@ -38,16 +40,9 @@ cuda::View view(const Matrix& m) {
   return {m.data, m.stride, element_type(m.dtype)};
 }
 
-void check_same_shape(const Matrix& a, const Matrix& b) {
-  MPINFER_CHECK(a.rows == b.rows && a.cols == b.cols, "[{}, {}] beside [{}, {}]", a.rows, a.cols,
-                b.rows, b.cols);
-}
-
 void check_launch() {
   cuda_check(cudaGetLastError(), "kernel launch");
 }
-
-}  // namespace
 
 void CudaBackend::embedding(Stream stream, const Matrix& out, const Weight& table,
                             const int32_t* ids, int32_t first_id, float scale) {
@@ -217,6 +212,8 @@ void CudaBackend::gated_activation(Stream stream, const Matrix& out, const Matri
                                    Activation activation) {
   MPINFER_CHECK(out.rows == gate_up.rows && 2 * out.cols == gate_up.cols, "[{}, {}] from [{}, {}]",
                 out.rows, out.cols, gate_up.rows, gate_up.cols);
+  MPINFER_CHECK(activation != Activation::kClampedSwiglu, "activation {} is for experts alone",
+                static_cast<int>(activation));
   if (out.rows == 0) return;
   const cuda::Gate gate = activation == Activation::kSilu   ? cuda::Gate::kSilu
                           : activation == Activation::kGelu ? cuda::Gate::kGelu

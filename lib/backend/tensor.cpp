@@ -1,5 +1,7 @@
 // Views and ownership of device memory: slices of a Matrix, the destructor of Buffer.
-#include "lib/backend/backend.h"
+#include <algorithm>
+
+#include "lib/backend/checks.h"
 
 namespace mpinfer::backend {
 namespace {
@@ -29,6 +31,25 @@ Matrix Matrix::slice_cols(int64_t begin, int64_t count) const {
           .rows = rows,
           .cols = count,
           .stride = stride};
+}
+
+void check_same_shape(const Matrix& a, const Matrix& b) {
+  MPINFER_CHECK(a.rows == b.rows && a.cols == b.cols, "[{}, {}] beside [{}, {}]", a.rows, a.cols,
+                b.rows, b.cols);
+}
+
+int64_t moe_scratch_bytes(int64_t rows, int64_t top_k, int64_t num_experts, int64_t hidden,
+                          int64_t intermediate, DType activation) {
+  constexpr int64_t kTileRows = 64;  // the lowest tile of any backend
+  constexpr int64_t kAlignment = 256;
+  const int64_t chosen = rows * std::min(top_k, num_experts);
+  const auto align = [](int64_t bytes) {
+    return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+  };
+  const int64_t tiles = chosen / kTileRows + num_experts;
+  return align(chosen * intermediate * size_of(activation)) +  // activated, sorted by expert
+         align(rows * top_k * hidden * size_of(activation)) +  // what each choice adds
+         align(chosen * 4) + align((num_experts + 2) * 8) + align((tiles + 1) * 8);
 }
 
 Buffer::~Buffer() {

@@ -1,6 +1,7 @@
 // Speed of the CUDA backend's ops at the sizes of Qwen3-0.6B and Llama-3.1-8B, each beside what
 // limits it: bytes moved over the measured copy bandwidth, or multiply-adds over the measured
-// product of 8192³. Build: ninja bench_cuda_ops; no arguments.
+// product of 8192³. Build: ninja bench_cuda_ops; no
+// arguments, or "experts" for Qwen3-30B-A3B's alone.
 #include <algorithm>
 #include <chrono>
 #include <functional>
@@ -256,13 +257,70 @@ struct Bench {
     report(fmt::format("sample {} x {}, temperature 0.8, top_p 0.95", rows, vocabulary), seconds,
            4.0 * static_cast<double>(rows * vocabulary), 0.0);
   }
+
+  // Router and experts of one layer; skewed: an eighth of the experts is one deviation more popular.
+  void experts(int64_t rows, int64_t hidden, int64_t inner, int32_t count, int32_t top_k,
+               bool skewed) {
+    const Buffer x = random_bf16(rows * hidden, 1.0F);
+    const Buffer out = backend->allocate(rows * hidden * 2);
+    const int64_t first_bytes = backend->packed_expert_bytes(2 * inner, hidden, DType::kBF16);
+    const int64_t second_bytes = backend->packed_expert_bytes(hidden, inner, DType::kBF16);
+    const Buffer gate_up = random_bf16(count * first_bytes / 2, 0.02F);
+    const Buffer down = random_bf16(count * second_bytes / 2, 0.02F);
+    const int64_t scratch_bytes =
+        moe_scratch_bytes(rows, top_k, count, hidden, inner, DType::kBF16);
+    const Buffer scratch = backend->allocate(scratch_bytes);
+    std::mt19937 random(9);
+    std::vector<float> scores(static_cast<size_t>(rows * count));
+    std::normal_distribution<float> normal(0.0F, 1.0F);
+    for (size_t i = 0; i < scores.size(); ++i) {
+      const bool popular = i % static_cast<size_t>(count) < static_cast<size_t>(count) / 8;
+      scores[i] = normal(random) + (skewed && popular ? 1.0F : 0.0F);
+    }
+    const Buffer logits = backend->allocate(rows * count * 4);
+    backend->upload(Stream::kCompute, logits.data(), scores.data(), rows * count * 4);
+    const Buffer ids = backend->allocate(rows * top_k * 4);
+    const Buffer weights = backend->allocate(rows * top_k * 4);
+    double seconds = time([&] {
+      backend->route(Stream::kCompute, static_cast<int32_t*>(ids.data()),
+                     static_cast<float*>(weights.data()), matrix(logits, rows, count, DType::kF32),
+                     {.top_k = top_k, .renormalise = true});
+    });
+    report(fmt::format("route {} x {}", rows, count), seconds,
+           4.0 * static_cast<double>(rows * count), 0.0);
+    const MoeExperts args{
+        .out = matrix(out, rows, hidden),
+        .x = matrix(x, rows, hidden),
+        .experts = static_cast<const int32_t*>(ids.data()),
+        .weights = static_cast<const float*>(weights.data()),
+        .top_k = top_k,
+        .num_experts = count,
+        .gate_up = {backend->make_expert_weight(gate_up.data(), 2 * inner, hidden, DType::kBF16),
+                    first_bytes},
+        .down = {backend->make_expert_weight(down.data(), hidden, inner, DType::kBF16),
+                 second_bytes},
+        .scratch = scratch.data(),
+        .scratch_bytes = scratch_bytes};
+    seconds = time([&] { backend->moe_experts(Stream::kCompute, args); });
+    const double choices = static_cast<double>(rows * top_k);
+    const double streamed =
+        static_cast<double>(count) * static_cast<double>(first_bytes + second_bytes);
+    report(fmt::format("experts {} x {} of {}, {} x {}{}", rows, top_k, count, hidden, inner,
+                       skewed ? ", skewed" : ""),
+           seconds, streamed + choices * 2.0 * static_cast<double>(2 * inner + 2 * hidden),
+           choices * 6.0 * static_cast<double>(hidden * inner));
+  }
 };
 
 }  // namespace
 
-int main() try {
+int main(int argc, char** argv) try {
   Bench bench;
   bench.ceilings();
+  for (const int64_t rows : {64, 256, 512, 1024, 2048, 4096, 16384}) {
+    for (const bool skewed : {false, true}) bench.experts(rows, 2048, 768, 128, 8, skewed);
+  }
+  if (argc > 1 && std::string(argv[1]) == "experts") return 0;
   for (const int32_t context : {200, 320, 420, 1100}) bench.attention(1024, 1, context, 16, 8, 128);
   bench.attention(2048, 1, 320, 16, 8, 128);
   bench.attention(256, 1, 1024, 16, 8, 128);

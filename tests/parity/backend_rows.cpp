@@ -44,6 +44,8 @@ double activated(double x, Activation activation) {
       return 0.5 * x *
              (1.0 +
               std::tanh(std::sqrt(2.0 / 3.14159265358979323846) * (x + 0.044715 * x * x * x)));
+    case Activation::kClampedSwiglu:  // of moe_experts alone
+      break;
   }
   return 0.0;
 }

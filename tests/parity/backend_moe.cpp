@@ -1,0 +1,405 @@
+// The router and the fused experts against plain double-precision loops: every rule of choice, all
+// activations, biases, a rank's share of experts, skewed and empty experts, bits of a row.
+#include <algorithm>
+#include <array>
+#include <numeric>
+
+#include "tests/parity/backend_fixture.h"
+
+namespace mpinfer::backend::parity {
+namespace {
+
+struct Choice {
+  std::vector<int32_t> experts;
+  std::vector<double> weights;
+};
+
+// One row, by sorting: the rule as RouteOptions states it.
+Choice choose(const float* logits, int64_t n, const RouteOptions& options, const float* bias,
+              const float* correction) {
+  const auto count = static_cast<size_t>(n);
+  std::vector<double> scores(count);
+  double sum = 0;
+  for (size_t e = 0; e < count; ++e) {
+    const double x = double{logits[e]} + (bias == nullptr ? 0.0 : double{bias[e]});
+    scores[e] = options.score == RouterScore::kSigmoid ? 1.0 / (1.0 + std::exp(-x)) : std::exp(x);
+    sum += scores[e];
+  }
+  if (options.score == RouterScore::kSoftmax) {
+    for (double& score : scores) score /= sum;
+  }
+  std::vector<double> choice = scores;
+  for (size_t e = 0; e < count && correction != nullptr; ++e) choice[e] += double{correction[e]};
+  const size_t size = count / static_cast<size_t>(options.num_groups);
+  std::vector<std::pair<double, size_t>> groups;
+  for (size_t g = 0; g < count / size; ++g) {
+    std::vector<double> part(choice.begin() + static_cast<std::ptrdiff_t>(g * size),
+                             choice.begin() + static_cast<std::ptrdiff_t>((g + 1) * size));
+    std::sort(part.rbegin(), part.rend());
+    groups.emplace_back(-part[0] - (options.best_of_group > 1 && size > 1 ? part[1] : 0.0), g);
+  }
+  std::sort(groups.begin(), groups.end());
+  std::vector<std::pair<double, int32_t>> order;
+  for (size_t i = 0; i < static_cast<size_t>(options.top_groups); ++i) {
+    for (size_t e = groups[i].second * size; e < (groups[i].second + 1) * size; ++e) {
+      order.emplace_back(-choice[e], static_cast<int32_t>(e));
+    }
+  }
+  std::sort(order.begin(), order.end());
+  Choice out;
+  double chosen = 0;
+  for (size_t k = 0; k < static_cast<size_t>(options.top_k); ++k) {
+    out.experts.push_back(order[k].second);
+    out.weights.push_back(scores[static_cast<size_t>(order[k].second)]);
+    chosen += out.weights.back();
+  }
+  for (double& weight : out.weights) {
+    weight *= double{options.scale} / (options.renormalise ? chosen : 1.0);
+  }
+  return out;
+}
+
+struct Shape {
+  int64_t rows, hidden, intermediate, experts;
+  int32_t top_k;
+};
+
+struct Model {  // row-major values as the device holds them
+  std::vector<float> gate_up, down, gate_up_bias, down_bias;
+};
+
+Model random_model(Random& random, const Shape& s, DType dtype) {
+  const float scale = 1.0F / std::sqrt(static_cast<float>(s.hidden));
+  return {rounded(random_floats(random, s.experts * 2 * s.intermediate * s.hidden, scale), dtype),
+          rounded(random_floats(random, s.experts * s.hidden * s.intermediate, scale), dtype),
+          random_floats(random, s.experts * 2 * s.intermediate),
+          random_floats(random, s.experts * s.hidden)};
+}
+
+double activate(Activation activation, double gate, double up) {
+  switch (activation) {
+    case Activation::kSilu:
+      return up * gate / (1.0 + std::exp(-gate));
+    case Activation::kGelu:
+      return up * 0.5 * gate * (1.0 + std::erf(gate / std::sqrt(2.0)));
+    case Activation::kGeluTanh:
+      return up * 0.5 * gate *
+             (1.0 + std::tanh(0.7978845608028654 * (gate + 0.044715 * gate * gate * gate)));
+    case Activation::kClampedSwiglu: {
+      const double g = std::min(gate, 7.0);
+      return (std::clamp(up, -7.0, 7.0) + 1.0) * g / (1.0 + std::exp(-1.702 * g));
+    }
+  }
+  return 0.0;
+}
+
+struct Part {  // of the experts
+  int32_t first, count;
+};
+
+std::vector<double> expected(const Shape& s, const Model& m, const std::vector<float>& x,
+                             const std::vector<int32_t>& experts, const std::vector<float>& weights,
+                             Part part, bool biased, Activation activation) {
+  const auto at = [](const std::vector<float>& v, int64_t i) {
+    return double{v[static_cast<size_t>(i)]};
+  };
+  std::vector<double> out(static_cast<size_t>(s.rows * s.hidden), 0.0);
+  std::vector<double> inner(static_cast<size_t>(s.intermediate));
+  for (int64_t c = 0; c < s.rows * s.top_k; ++c) {
+    const int64_t e = experts[static_cast<size_t>(c)];
+    if (e < part.first || e >= part.first + part.count) continue;
+    const int64_t row = c / s.top_k;
+    for (int64_t i = 0; i < s.intermediate; ++i) {
+      double sums[2];
+      for (int64_t half = 0; half < 2; ++half) {
+        const int64_t n = e * 2 * s.intermediate + 2 * i + half;
+        sums[half] = biased ? at(m.gate_up_bias, n) : 0.0;
+        for (int64_t k = 0; k < s.hidden; ++k) {
+          sums[half] += at(x, row * s.hidden + k) * at(m.gate_up, n * s.hidden + k);
+        }
+      }
+      inner[static_cast<size_t>(i)] = activate(activation, sums[0], sums[1]);
+    }
+    for (int64_t n = 0; n < s.hidden; ++n) {
+      double sum = biased ? at(m.down_bias, e * s.hidden + n) : 0.0;
+      for (int64_t i = 0; i < s.intermediate; ++i) {
+        sum += inner[static_cast<size_t>(i)] * at(m.down, (e * s.hidden + n) * s.intermediate + i);
+      }
+      out[static_cast<size_t>(row * s.hidden + n)] += at(weights, c) * sum;
+    }
+  }
+  return out;
+}
+
+// The experts [first, first + count) of values [experts, rows, cols], packed.
+class PackedExperts {
+ public:
+  PackedExperts(Backend& backend, Part part, int64_t rows, int64_t cols, DType dtype,
+                const std::vector<float>& values)
+      : stride_((backend.packed_expert_bytes(rows, cols, dtype) + 255) / 256 * 256),
+        bytes_(backend, stride_ * part.count) {
+    view_ = {.first = backend.make_expert_weight(bytes_.data(), rows, cols, dtype),
+             .stride_bytes = stride_};
+    for (int32_t e = 0; e < part.count; ++e) {
+      const Weight one = backend.make_expert_weight(view_.at(e).data, rows, cols, dtype);
+      const float* from = values.data() + (part.first + e) * rows * cols;
+      const int64_t half = rows / 2;  // in two chunks, as a loader would
+      backend.pack_rows(one, half, 1, from + half * cols, DType::kF32, rows - half, cols);
+      backend.pack_rows(one, 0, 1, from, DType::kF32, half, cols);
+    }
+    backend.synchronize();
+    bytes_.check_guards();
+  }
+  const ExpertWeights& view() const { return view_; }
+
+ private:
+  int64_t stride_;
+  DeviceBytes bytes_;
+  ExpertWeights view_;
+};
+
+struct Case {
+  Shape shape;
+  Part part;
+  bool biased = false;
+  Activation activation = Activation::kSilu;
+};
+
+std::vector<float> run_experts(Backend& backend, const Case& c, const Model& model, DType dtype,
+                               const std::vector<float>& x, const std::vector<int32_t>& experts,
+                               const std::vector<float>& weights) {
+  const Shape& s = c.shape;
+  const PackedExperts gate_up(backend, c.part, 2 * s.intermediate, s.hidden, dtype, model.gate_up);
+  const PackedExperts down(backend, c.part, s.hidden, s.intermediate, dtype, model.down);
+  const auto local = [&](const std::vector<float>& all, int64_t width) {
+    return std::vector<float>(all.begin() + c.part.first * width,
+                              all.begin() + (c.part.first + c.part.count) * width);
+  };
+  const DeviceArray<float> gate_up_bias(backend, local(model.gate_up_bias, 2 * s.intermediate));
+  const DeviceArray<float> down_bias(backend, local(model.down_bias, s.hidden));
+  const DeviceMatrix in(backend, s.rows, s.hidden, x);
+  const DeviceMatrix out(backend, s.rows, s.hidden, backend.activation_dtype());
+  const DeviceArray<int32_t> ids(backend, experts);
+  const DeviceArray<float> factors(backend, weights);
+  const DeviceBytes scratch(
+      backend, std::max<int64_t>(1, moe_scratch_bytes(s.rows, s.top_k, c.part.count, s.hidden,
+                                                      s.intermediate, backend.activation_dtype())));
+  for (int time = 0; time < 2; ++time) {  // whatever a call leaves behind, the next works
+    backend.moe_experts(Stream::kCompute, {.out = out.view(),
+                                           .x = in.view(),
+                                           .experts = ids.data(),
+                                           .weights = factors.data(),
+                                           .top_k = s.top_k,
+                                           .first_expert = c.part.first,
+                                           .num_experts = c.part.count,
+                                           .gate_up = gate_up.view(),
+                                           .down = down.view(),
+                                           .gate_up_bias = c.biased ? gate_up_bias.data() : nullptr,
+                                           .down_bias = c.biased ? down_bias.data() : nullptr,
+                                           .activation = c.activation,
+                                           .scratch = scratch.data(),
+                                           .scratch_bytes = scratch.bytes()});
+  }
+  scratch.check_guards();
+  return out.read();
+}
+
+// Random distinct experts a row; skew: most rows want expert 0.
+std::vector<int32_t> random_choices(Random& random, const Shape& s, bool skew) {
+  std::vector<int32_t> all(static_cast<size_t>(s.experts));
+  std::vector<int32_t> out;
+  for (int64_t r = 0; r < s.rows; ++r) {
+    std::iota(all.begin(), all.end(), 0);
+    std::shuffle(all.begin() + (skew && r % 8 != 0 ? 1 : 0), all.end(), random);
+    out.insert(out.end(), all.begin(), all.begin() + s.top_k);
+  }
+  return out;
+}
+
+TEST_CASE("route chooses and weighs as its options say") {
+  Random random(21);
+  for (const Maker& maker : makers()) {
+    const auto backend = maker.make();
+    CAPTURE(maker.name);
+    for (const auto& [rows, experts, top_k, groups, top_groups] :
+         {std::array{1, 4, 2, 1, 1}, std::array{9, 128, 8, 1, 1}, std::array{33, 256, 8, 8, 4},
+          std::array{300, 60, 4, 1, 1}, std::array{5, 24, 3, 3, 1}, std::array{4, 1000, 30, 10, 3},
+          std::array{3, 8, 8, 1, 1}}) {
+      for (int rule = 0; rule < 8; ++rule) {
+        CAPTURE(rows, experts, top_k, groups, rule);
+        const auto logits = random_floats(random, int64_t{rows} * experts, 2.0F);
+        const auto bias = random_floats(random, experts);
+        const auto correction = random_floats(random, experts, 0.2F);
+        RouteOptions options{.top_k = top_k,
+                             .score = rule % 2 == 0 ? RouterScore::kSoftmax : RouterScore::kSigmoid,
+                             .renormalise = rule / 2 % 2 == 1,
+                             .scale = rule % 3 == 0 ? 1.0F : 2.5F,
+                             .num_groups = groups,
+                             .top_groups = top_groups,
+                             .best_of_group = rule / 4 + 1};
+        const bool biased = rule % 3 == 1;
+        const bool corrected = rule / 4 == 1;
+        const DeviceArray<float> device_bias(*backend, bias);
+        const DeviceArray<float> device_correction(*backend, correction);
+        const DeviceArray<int64_t> counts(*backend,
+                                          std::vector<int64_t>(static_cast<size_t>(experts), 5));
+        const DeviceArray<int32_t> ids(*backend,
+                                       std::vector<int32_t>(static_cast<size_t>(rows * top_k)));
+        const DeviceArray<float> weights(*backend,
+                                         std::vector<float>(static_cast<size_t>(rows * top_k)));
+        DeviceMatrix in(*backend, rows, experts, DType::kF32);
+        in.write(logits);
+        options.bias = biased ? device_bias.data() : nullptr;
+        options.correction = corrected ? device_correction.data() : nullptr;
+        options.counts = counts.data();
+        backend->route(Stream::kCompute, ids.data(), weights.data(), in.view(), options);
+        const auto got_ids = ids.read();
+        std::vector<int64_t> want_counts(static_cast<size_t>(experts), 5);
+        std::vector<int32_t> want_ids;
+        std::vector<double> want_weights;
+        for (int r = 0; r < rows; ++r) {
+          const Choice choice =
+              choose(logits.data() + r * experts, experts, options, biased ? bias.data() : nullptr,
+                     corrected ? correction.data() : nullptr);
+          want_ids.insert(want_ids.end(), choice.experts.begin(), choice.experts.end());
+          want_weights.insert(want_weights.end(), choice.weights.begin(), choice.weights.end());
+          for (const int32_t e : choice.experts) ++want_counts[static_cast<size_t>(e)];
+        }
+        CHECK(got_ids == want_ids);
+        CHECK(counts.read() == want_counts);
+        check_close(weights.read(), want_weights, 1e-5);
+      }
+    }
+  }
+}
+
+TEST_CASE("route: equal scores go to the lowest id; rows of NaN choose distinct experts") {
+  constexpr int32_t kTop = 4;
+  const float nan = std::nanf("");
+  std::vector<float> logits(3 * 64, 1.0F);
+  for (size_t i = 0; i < 64; ++i) logits[64 + i] = nan;
+  for (size_t i = 0; i < 64; ++i) logits[128 + i] = i < 2 ? nan : 0.0F;
+  for (const Maker& maker : makers()) {
+    const auto backend = maker.make();
+    CAPTURE(maker.name);
+    DeviceMatrix in(*backend, 3, 64, DType::kF32);
+    in.write(logits);
+    const DeviceArray<int32_t> ids(*backend, std::vector<int32_t>(3 * kTop));
+    const DeviceArray<float> weights(*backend, std::vector<float>(3 * kTop));
+    backend->route(Stream::kCompute, ids.data(), weights.data(), in.view(), {.top_k = kTop});
+    std::vector<int32_t> got = ids.read();
+    CHECK(std::vector<int32_t>(got.begin(), got.begin() + kTop) ==
+          std::vector<int32_t>{0, 1, 2, 3});
+    for (int row = 1; row < 3; ++row) {
+      auto begin = got.begin() + row * kTop;
+      std::sort(begin, begin + kTop);
+      CHECK(std::adjacent_find(begin, begin + kTop) == begin + kTop);
+      CHECK(*begin >= 0);
+      CHECK(*(begin + kTop - 1) < 64);
+    }
+  }
+}
+
+TEST_CASE("moe_experts equals a double-precision loop, whole and in parts") {
+  Random random(22);
+  for (const Maker& maker : makers()) {
+    const auto backend = maker.make();
+    CAPTURE(maker.name);
+    for (const Case& c :
+         {Case{{1, 8, 8, 2, 1}, {0, 2}}, Case{{5, 33, 7, 4, 2}, {0, 4}},
+          Case{{40, 64, 32, 8, 3}, {0, 8}, true, Activation::kClampedSwiglu},
+          Case{{40, 64, 32, 8, 3}, {3, 4}, true, Activation::kGelu},
+          Case{{70, 40, 24, 5, 5}, {4, 1}, false, Activation::kGeluTanh},
+          Case{{300, 128, 136, 6, 2}, {0, 6}, true}, Case{{150, 264, 64, 3, 1}, {1, 2}},
+          Case{{9, 72, 200, 40, 4}, {0, 40}}, Case{{0, 16, 16, 2, 1}, {0, 2}}}) {
+      for (const bool skew : {false, true}) {
+        for (const DType dtype : {DType::kBF16, DType::kF32}) {
+          const Shape& s = c.shape;
+          CAPTURE(s.rows, s.hidden, s.intermediate, s.experts, s.top_k, skew, name_of(dtype));
+          const DType activation = backend->activation_dtype();
+          const DType held = dtype == DType::kF32 ? activation : dtype;
+          const Model model = random_model(random, s, held);
+          const auto x = rounded(random_floats(random, s.rows * s.hidden), activation);
+          const auto experts = random_choices(random, s, skew);
+          const auto weights = random_floats(random, s.rows * s.top_k);
+          check_close(run_experts(*backend, c, model, dtype, x, experts, weights),
+                      expected(s, model, x, experts, weights, c.part, c.biased, c.activation),
+                      tolerance(*backend), 4.0);
+        }
+      }
+    }
+  }
+}
+
+TEST_CASE("moe_experts: ids outside the local experts, -1 among them, add nothing") {
+  Random random(23);
+  const Case c{{6, 32, 16, 4, 2}, {1, 2}};
+  for (const Maker& maker : makers()) {
+    const auto backend = maker.make();
+    CAPTURE(maker.name);
+    const DType activation = backend->activation_dtype();
+    const Model model = random_model(random, c.shape, DType::kBF16);
+    const auto x = rounded(random_floats(random, 6 * 32), activation);
+    const std::vector<int32_t> experts = {0, 3, -1, -1, 1, 0, 3, 2, 2, 1, -1, 1};
+    const auto weights = random_floats(random, 12);
+    const auto got = run_experts(*backend, c, model, DType::kBF16, x, experts, weights);
+    for (size_t i = 0; i < 2 * 32; ++i) CHECK(got[i] == 0.0F);
+    check_close(got, expected(c.shape, model, x, experts, weights, c.part, false, c.activation),
+                tolerance(*backend), 4.0);
+  }
+}
+
+TEST_CASE("moe_experts: a row has the same bits in any batch") {
+  Random random(24);
+  const Shape s{201, 48, 40, 5, 2};
+  for (const Maker& maker : makers()) {
+    const auto backend = maker.make();
+    CAPTURE(maker.name);
+    const DType activation = backend->activation_dtype();
+    const Model model = random_model(random, s, DType::kBF16);
+    const auto x = rounded(random_floats(random, s.rows * s.hidden), activation);
+    const auto experts = random_choices(random, s, true);
+    const auto weights = random_floats(random, s.rows * s.top_k);
+    const auto all = run_experts(*backend, {s, {0, 5}}, model, DType::kBF16, x, experts, weights);
+    for (const int64_t row : {0, 1, 100, 200}) {
+      const auto cut = [&](const auto& values, int64_t width) {
+        auto copy = values;
+        copy.assign(values.begin() + row * width, values.begin() + (row + 1) * width);
+        return copy;
+      };
+      const auto one =
+          run_experts(*backend, {{1, s.hidden, s.intermediate, s.experts, s.top_k}, {0, 5}}, model,
+                      DType::kBF16, cut(x, s.hidden), cut(experts, s.top_k), cut(weights, s.top_k));
+      CHECK(one == cut(all, s.hidden));
+    }
+  }
+}
+
+TEST_CASE("add_gated adds rows by the sigmoid of their gate") {
+  Random random(25);
+  for (const Maker& maker : makers()) {
+    const auto backend = maker.make();
+    CAPTURE(maker.name);
+    const DType activation = backend->activation_dtype();
+    for (const int64_t cols : {1, 24, 200}) {
+      const int64_t rows = 37;
+      const auto sum = rounded(random_floats(random, rows * cols), activation);
+      const auto x = rounded(random_floats(random, rows * cols), activation);
+      const auto gate = random_floats(random, rows, 3.0F);
+      const DeviceMatrix out(*backend, rows, cols, sum);
+      const DeviceMatrix in(*backend, rows, cols, x);
+      DeviceMatrix gates(*backend, rows, 1, DType::kF32);
+      gates.write(gate);
+      backend->add_gated(Stream::kCompute, out.view(), in.view(), gates.view());
+      std::vector<double> want;
+      for (size_t i = 0; i < sum.size(); ++i) {
+        const double g = double{gate[i / static_cast<size_t>(cols)]};
+        want.push_back(double{sum[i]} + double{x[i]} / (1.0 + std::exp(-g)));
+      }
+      check_close(out.read(), want, tolerance(*backend));
+    }
+  }
+}
+
+}  // namespace
+}  // namespace mpinfer::backend::parity
