@@ -184,6 +184,13 @@ std::vector<OptionSpec> make_table() {
   add(sampling, "min-p", "", "F",
       "least probability, as a share of the likeliest token's, in [0, 1]",
       sampling_number(&SamplingDefaults::min_p, 0, 1));
+  add(sampling, "n", "", "N", "samples of a row, up to 1024; above 1 not greedy (default: 1)",
+      sampling_integer(&SamplingDefaults::n, 1, 1024));
+  add(sampling, "logprobs", "", "K",
+      "log-probabilities of the drawn tokens and of the K most likely, up to 20; 0: drawn alone",
+      sampling_integer(&SamplingDefaults::logprobs, 0, 20));
+  add(sampling, "prompt-logprobs", "", "K", "likewise of the prompt's tokens",
+      sampling_integer(&SamplingDefaults::prompt_logprobs, 0, 20));
   add(sampling, "max-tokens", "", "N",
       "completion tokens of a row (default: the rest of the context)",
       sampling_integer(&SamplingDefaults::max_tokens, 1, kMost32));
@@ -209,6 +216,17 @@ std::vector<OptionSpec> make_table() {
 
   add(output, "return-token-ids", "", "", "add output_token_ids to every line",
       on(&Options::return_token_ids));
+  add(output, "output-format", "", "auto|flat|openai",
+      "openai: lines of the OpenAI batch API; auto: for rows of that form (default: auto)",
+      choice(&Options::output_format, {"auto", "flat", "openai"}));
+  add(output, "output-field", "", "NAME", "member that takes the answer's text (default: output)",
+      text(&Options::output_field));
+  add(output, "samples", "", "list|rows",
+      "n samples as lists, or as a line each with its number in sample (default: list)",
+      choice(&Options::samples, {"list", "rows"}));
+  add(output, "errors", "", "inline|separate",
+      "separate: error rows go to OUT.errors instead of OUT (default: inline)",
+      choice(&Options::errors, {"inline", "separate"}));
   add(output, "progress", "", "auto|bar|plain|none", "progress line on stderr",
       choice(&Options::progress, {"auto", "bar", "plain", "none"}));
   add(output, "log-level", "", "LEVEL", "trace, debug, info (default), warning, error or off",
@@ -256,9 +274,9 @@ std::vector<std::string> options_of(Command command) {
       "config",    "field",         "limit",           "skip",
       "overwrite", "log-level",     "decode",          "apply-chat-template",
       "system",    "chat-template", "prompt-template", "served-model-name"};
-  static const std::vector<std::string> not_plan = {"output",    "run-dir",          "prompt",
-                                                    "overwrite", "return-token-ids", "progress",
-                                                    "report",    "load-format"};
+  static const std::vector<std::string> not_plan = {
+      "output", "run-dir",     "prompt",        "overwrite",    "return-token-ids", "progress",
+      "report", "load-format", "output-format", "output-field", "samples",          "errors"};
   const auto in = [](const std::vector<std::string>& names, const std::string& name) {
     return std::find(names.begin(), names.end(), name) != names.end();
   };

@@ -193,6 +193,10 @@ void validate(const Options& o) {
     require(o.prompt.has_value() || !o.output.empty(),
             "-o FILE is missing: where the answers go (- is stdout)");
   }
+  require(o.samples == "list" || o.output_format != "openai",
+          "--samples rows is of the flat format: an OpenAI line holds all choices");
+  require(o.errors == "inline" || (o.output != "-" && !o.output.empty()),
+          "--errors separate needs -o FILE: the error rows go to FILE.errors");
   if (o.command == Command::kCheck || o.command == Command::kTokenize) {
     require(!o.input.empty(), "-i FILE is missing: the JSONL file of rows");
   }

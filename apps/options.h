@@ -17,7 +17,7 @@ enum class Command : uint8_t { kRun, kPlan, kCheck, kTokenize };
 struct SamplingDefaults {
   std::optional<double> temperature, top_p, min_p, repetition_penalty, frequency_penalty,
       presence_penalty;
-  std::optional<int64_t> top_k, max_tokens, min_tokens;
+  std::optional<int64_t> top_k, max_tokens, min_tokens, n, logprobs, prompt_logprobs;
   std::vector<std::string> stop;
   std::vector<int32_t> stop_token_ids;
   std::optional<bool> ignore_eos;
@@ -48,6 +48,7 @@ struct Options {
   bool apply_chat_template = false;
   std::optional<std::string> prompt;  // --prompt TEXT
   bool return_token_ids = false;
+  std::string output_format = "auto", output_field = "output", samples = "list", errors = "inline";
   std::string too_long = "error";
   bool overwrite = false;
   std::string errors_ok = "0", max_errors;

@@ -205,6 +205,14 @@ struct LogitAdjustment {  // laid out like backend::LogitAdjustment
   float bias;
   uint8_t in_context, banned, reserved[2];
 };
+struct LogprobEntry {  // laid out like backend::LogprobEntry
+  float logprob;
+  int32_t id;
+};
+void mask_logits(cudaStream_t stream, float* logits, int64_t stride, int64_t rows, int32_t cols,
+                 const uint32_t* masks, const int32_t* row_masks);
+void log_softmax_top_k(cudaStream_t stream, LogprobEntry* out, const float* logits, int64_t stride,
+                       int64_t rows, int32_t cols, const int32_t* ids, int32_t num_top);
 void sample(cudaStream_t stream, int32_t* ids, float* logits, int64_t stride, int64_t rows,
             int32_t cols, const SampleRow* params, const int32_t* adjustment_offsets,
             const LogitAdjustment* adjustments);

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <ctime>
+#include <filesystem>
 #include <memory>
 
 #include "apps/commands/commands.h"
@@ -102,6 +103,25 @@ class Replica {
   std::unique_ptr<engine::Engine> engine_;
 };
 
+job::FormatOptions format_options(const Options& options) {
+  job::FormatOptions format;
+  format.token_ids = options.return_token_ids;
+  if (options.prompt && options.output.empty()) {  // the text alone is printed
+    format.format = job::OutputFormat::kFlat;
+    return format;
+  }
+  format.format = job::output_format(options.output_format);
+  format.output_field = options.output_field;
+  format.line_a_sample = options.samples == "rows";
+  format.separate_errors = options.errors == "separate";
+  format.model_name = options.served_model_name;
+  if (format.model_name.empty()) {
+    const std::filesystem::path directory(options.model);
+    format.model_name = (directory.has_filename() ? directory : directory.parent_path()).filename();
+  }
+  return format;
+}
+
 job::JobOptions job_options(const Options& options, const Device& device) {
   job::JobOptions job;
   job.input = options.input;
@@ -111,7 +131,8 @@ job::JobOptions job_options(const Options& options, const Device& device) {
   job.skip = options.skip;
   job.limit = options.limit;
   job.partition = io::partition_policy(options.partition);
-  job.return_token_ids = options.return_token_ids;
+  job.format = format_options(options);
+  if (job.format.separate_errors) job.errors_output = options.output + ".errors";
   job.progress = io::progress_mode(options.prompt ? "none" : options.progress);
   if (!options.max_errors.empty()) {
     job.max_errors = job::error_budget(options.max_errors, "--max-errors");
@@ -239,6 +260,7 @@ int run_command(const Options& options, comm::HostComm world) {
 
   job::JobOptions job = job_options(options, device);
   job.manifest = begin_manifest(options, identity, device);
+  job.format.created = now;
   job.identity = hash_of(job.manifest);
   const comm::HostComm everyone = world.duplicate();
   job::Session session(job, everyone, options.field, defaults.max_tokens.value_or(0));

@@ -71,6 +71,9 @@ job::SamplingFields flag_fields(const SamplingDefaults& flags) {
   fields.top_k = flags.top_k;
   fields.max_tokens = flags.max_tokens;
   fields.min_tokens = flags.min_tokens;
+  fields.n = flags.n;
+  fields.logprobs = flags.logprobs;
+  fields.prompt_logprobs = flags.prompt_logprobs;
   fields.ignore_eos = flags.ignore_eos;
   if (!flags.stop.empty()) fields.stop = flags.stop;
   if (!flags.stop_token_ids.empty()) fields.stop_token_ids = flags.stop_token_ids;

@@ -148,6 +148,10 @@ int32_t walk(const float* w, int64_t n, double target, const std::vector<double>
 
 }  // namespace
 
+double sum_of(const float* w, int64_t n, DrawScratch& scratch) {
+  return block_sums(w, n, scratch.masses);
+}
+
 int32_t draw(float* logits, int64_t n, const DrawParams& params, const KernelTable& kernels,
              DrawScratch& scratch) {
   constexpr float kInfinity = std::numeric_limits<float>::infinity();

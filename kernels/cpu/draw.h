@@ -23,6 +23,9 @@ struct DrawScratch {
   std::vector<int32_t> ids;
 };
 
+// The sum of n weights, in the order that draw() sums them.
+double sum_of(const float* w, int64_t n, DrawScratch& scratch);
+
 // Token id, or -1 for a row with a NaN, with nothing but -inf, or (not greedy) with +inf.
 // Weights are w = exp((x - max) / temperature) in f32. min_p keeps w >= min_p; top_k keeps x >= the
 // k-th largest x; top_p keeps, by descending w then ascending id, up to the token at which the sum

@@ -193,6 +193,16 @@ struct LogitAdjustment {
   uint8_t reserved[2] = {0, 0};
 };
 
+// A mask over the vocabulary: bit token % 32 of word token / 32 says that the token is allowed.
+constexpr int64_t mask_words(int64_t vocab_size) {
+  return (vocab_size + 31) / 32;
+}
+
+struct LogprobEntry {
+  float logprob = 0.0F;
+  int32_t id = 0;  // entry 0 of a row: the token's rank, from 1
+};
+
 // logits: [rows, vocabulary] f32, changed in place.
 struct SampleBatch {
   Matrix logits;
@@ -200,6 +210,8 @@ struct SampleBatch {
   const int32_t* adjustment_offsets = nullptr;  // [rows + 1] into adjustments, or null: none
   const LogitAdjustment* adjustments = nullptr;
 };
+
+inline constexpr int32_t kMaxTopLogprobs = 20;
 
 struct MaxPair {  // what lm_head_max leaves for a row: 8 bytes
   float value = 0.0F;
@@ -338,6 +350,16 @@ class Backend {
   // logits f32 [rows, out_features] = scale * x · weightᵀ.
   virtual void lm_head_logits(Stream, const Matrix& logits, const Matrix& x, const Weight& weight,
                               float scale) = 0;
+  // logits[r, token] = -inf where bit token of mask row_masks[r] is 0; row_masks[r] = -1: none.
+  // masks [.., mask_words(logits.cols)].
+  virtual void mask_logits(Stream, const Matrix& logits, const uint32_t* masks,
+                           const int32_t* row_masks) = 0;
+  // out [rows, 1 + num_top]: entry 0 holds the log-probability of ids[r] and its rank, the others
+  // the most likely tokens, best first (ties, also of the rank: lower id first). logits f32, may be
+  // overwritten. A row that holds a NaN, or whose id is -1, gives NaN and rank 0; num_top <=
+  // kMaxTopLogprobs.
+  virtual void log_softmax_top_k(Stream, LogprobEntry* out, const Matrix& logits,
+                                 const int32_t* ids, int32_t num_top) = 0;
   // ids [rows]; -1 where a row holds a NaN.
   virtual void sample(Stream, int32_t* ids, const SampleBatch& batch) = 0;
 

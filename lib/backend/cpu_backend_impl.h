@@ -70,6 +70,10 @@ class CpuBackend final : public Backend {
                  int64_t rows) override;
   void lm_head_logits(Stream, const Matrix& logits, const Matrix& x, const Weight& weight,
                       float scale) override;
+  void mask_logits(Stream, const Matrix& logits, const uint32_t* masks,
+                   const int32_t* row_masks) override;
+  void log_softmax_top_k(Stream, LogprobEntry* out, const Matrix& logits, const int32_t* ids,
+                         int32_t num_top) override;
   void sample(Stream, int32_t* ids, const SampleBatch& batch) override;
 
   void gather_slots(Stream, int32_t* ids, const int32_t* last_token, const int32_t* slots,

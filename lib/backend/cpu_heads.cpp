@@ -1,5 +1,6 @@
 // The heads of the CPU backend: the greedy maximum over the vocabulary and the sampler.
 #include <algorithm>
+#include <cmath>
 #include <limits>
 
 #include "lib/backend/cpu_backend_impl.h"
@@ -35,6 +36,22 @@ bool adjust(float* logits, const SampleRow& row, std::span<const LogitAdjustment
     logits[a.token] = x;
   }
   return true;
+}
+
+// Entry 0: value and rank of token; the others: value and id of the largest, best first.
+void rank_and_top(std::span<LogprobEntry> entries, const float* x, int64_t n, int32_t token) {
+  const float chosen = x[token];
+  int32_t rank = 1;
+  const std::span<LogprobEntry> top = entries.subspan(1);
+  size_t filled = 0;
+  for (int64_t i = 0; i < n; ++i) {
+    rank += x[i] > chosen || (x[i] == chosen && i < token) ? 1 : 0;
+    if (filled == top.size() && (filled == 0 || x[i] <= top.back().logprob)) continue;
+    size_t at = filled < top.size() ? filled++ : filled - 1;
+    for (; at > 0 && top[at - 1].logprob < x[i]; --at) top[at] = top[at - 1];
+    top[at] = {.logprob = x[i], .id = static_cast<int32_t>(i)};
+  }
+  entries[0] = {.logprob = chosen, .id = rank};
 }
 
 }  // namespace
@@ -107,6 +124,50 @@ void CpuBackend::merge_max(Stream, int32_t* ids, const MaxPair* gathered, int32_
     }
     ids[r] = best.id;
   }
+}
+
+void CpuBackend::mask_logits(Stream, const Matrix& logits, const uint32_t* masks,
+                             const int32_t* row_masks) {
+  check_f32(logits, "logits");
+  const int64_t words = mask_words(logits.cols);
+  pool_.run(logits.rows, [&](int64_t r, int) {
+    if (row_masks[r] < 0) return;
+    const uint32_t* mask = masks + row_masks[r] * words;
+    float* x = logits.row<float>(r);
+    for (int64_t w = 0; w < words; ++w) {
+      if (mask[w] == ~0U) continue;
+      const int64_t end = std::min(logits.cols, (w + 1) * 32);
+      for (int64_t i = w * 32; i < end; ++i) {
+        if ((mask[w] >> (i % 32) & 1U) == 0) x[i] = -std::numeric_limits<float>::infinity();
+      }
+    }
+  });
+}
+
+void CpuBackend::log_softmax_top_k(Stream, LogprobEntry* out, const Matrix& logits,
+                                   const int32_t* ids, int32_t num_top) {
+  check_f32(logits, "logits");
+  MPINFER_CHECK(num_top >= 0 && num_top <= kMaxTopLogprobs && num_top <= logits.cols,
+                "{} of {} tokens", num_top, logits.cols);
+  for (int64_t r = 0; r < logits.rows; ++r)
+    MPINFER_CHECK(ids[r] < logits.cols, "token {} of {}", ids[r], logits.cols);
+  pool_.run(logits.rows, [&](int64_t r, int thread) {
+    const std::span<LogprobEntry> entries(out + r * (1 + num_top),
+                                          static_cast<size_t>(1 + num_top));
+    float* x = logits.row<float>(r);
+    const cpu::RowMax max = kernels_.row_max(x, logits.cols);
+    if (max.has_nan || ids[r] < 0) {
+      std::fill(entries.begin(), entries.end(),
+                LogprobEntry{.logprob = std::numeric_limits<float>::quiet_NaN(), .id = 0});
+      return;
+    }
+    rank_and_top(entries, x, logits.cols, ids[r]);
+    kernels_.weights(x, logits.cols, max.value, 1.0F, -std::numeric_limits<float>::infinity(),
+                     0.0F);
+    const float log_sum = static_cast<float>(
+        std::log(cpu::sum_of(x, logits.cols, memory_[static_cast<size_t>(thread)].draw)));
+    for (LogprobEntry& entry : entries) entry.logprob = entry.logprob - max.value - log_sum;
+  });
 }
 
 void CpuBackend::sample(Stream, int32_t* ids, const SampleBatch& batch) {

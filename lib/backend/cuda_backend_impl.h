@@ -81,6 +81,10 @@ class CudaBackend final : public Backend {
                  int64_t rows) override;
   void lm_head_logits(Stream stream, const Matrix& logits, const Matrix& x, const Weight& weight,
                       float scale) override;
+  void mask_logits(Stream stream, const Matrix& logits, const uint32_t* masks,
+                   const int32_t* row_masks) override;
+  void log_softmax_top_k(Stream stream, LogprobEntry* out, const Matrix& logits, const int32_t* ids,
+                         int32_t num_top) override;
   void sample(Stream stream, int32_t* ids, const SampleBatch& batch) override;
   void gather_slots(Stream stream, int32_t* ids, const int32_t* last_token, const int32_t* slots,
                     int64_t rows) override;

@@ -277,6 +277,27 @@ void CudaBackend::lm_head_logits(Stream stream, const Matrix& logits, const Matr
   gemm_->multiply(stream_of(stream), gemm_workspace(stream), logits, x, weight.data, scale);
 }
 
+void CudaBackend::mask_logits(Stream stream, const Matrix& logits, const uint32_t* masks,
+                              const int32_t* row_masks) {
+  MPINFER_CHECK(logits.dtype == DType::kF32, "logits of {}", name_of(logits.dtype));
+  if (logits.rows == 0) return;
+  cuda::mask_logits(stream_of(stream), logits.row<float>(0), logits.stride, logits.rows,
+                    checked_cast<int32_t>(logits.cols), masks, row_masks);
+  check_launch();
+}
+
+void CudaBackend::log_softmax_top_k(Stream stream, LogprobEntry* out, const Matrix& logits,
+                                    const int32_t* ids, int32_t num_top) {
+  MPINFER_CHECK(logits.dtype == DType::kF32, "logits of {}", name_of(logits.dtype));
+  MPINFER_CHECK(num_top >= 0 && num_top <= kMaxTopLogprobs && num_top <= logits.cols,
+                "{} of {} tokens", num_top, logits.cols);
+  if (logits.rows == 0) return;
+  cuda::log_softmax_top_k(stream_of(stream), reinterpret_cast<cuda::LogprobEntry*>(out),
+                          logits.row<float>(0), logits.stride, logits.rows,
+                          checked_cast<int32_t>(logits.cols), ids, num_top);
+  check_launch();
+}
+
 void CudaBackend::sample(Stream stream, int32_t* ids, const SampleBatch& batch) {
   MPINFER_CHECK(batch.logits.dtype == DType::kF32, "logits of {}", name_of(batch.logits.dtype));
   if (batch.logits.rows == 0) return;

@@ -9,6 +9,11 @@
 
 namespace mpinfer {
 
+struct LogitBias {
+  int32_t token_id = 0;
+  float bias = 0.0F;
+};
+
 // Ranges and meaning: INTERFACE §4; every value here is already checked.
 struct SamplingParams {
   int32_t max_tokens = 0;  // already resolved: 1 … rest of the context
@@ -26,16 +31,31 @@ struct SamplingParams {
   std::vector<int32_t> stop_token_ids;  // the row's own
   bool ignore_eos = false;
   bool skip_special_tokens = true;
+  int32_t n = 1;  // samples of the row, each a sequence of its own
+  // Most likely tokens named beside the chosen one; 0: the chosen one alone, -1: nothing.
+  int32_t num_logprobs = -1;
+  int32_t num_prompt_logprobs = -1;
+  int32_t prompt_logprobs_from = 1;             // first prompt position they are wanted of
+  bool prompt_only = false;                     // the one token that is drawn is thrown away
+  std::vector<LogitBias> logit_bias;            // by ascending token, one each
+  std::vector<int32_t> allowed_token_ids;       // ascending; empty: all
+  std::vector<std::vector<int32_t>> bad_words;  // token by token, none empty
 
   bool greedy() const { return temperature < 1e-5F; }
   bool penalised() const {
     return repetition_penalty != 1.0F || frequency_penalty != 0.0F || presence_penalty != 0.0F;
   }
+  bool changes_logits() const {
+    return penalised() || !logit_bias.empty() || !allowed_token_ids.empty() || !bad_words.empty();
+  }
 };
 
 struct Request {
-  int64_t index = 0;  // input row, counted over all files from 0
+  int64_t index = 0;   // input row, counted over all files from 0
+  int32_t sample = 0;  // of the row's n
   std::vector<int32_t> prompt_token_ids;
+  // Ends of the prompt, one a sample (n of them): what is to be scored. Empty: all samples alike.
+  std::vector<std::vector<int32_t>> continuations = {};
   SamplingParams sampling;
 };
 

@@ -83,7 +83,8 @@ model::GroupInput lay_out_group(Packer& packer, const StepPlan& plan, size_t gro
 int64_t BatchBuilder::bytes(const BatchLimits& limits) {
   const int64_t per_group =
       limits.max_rows + 2 * limits.max_sequences + limits.max_sequences * limits.max_blocks + 16;
-  return 4 * (3 * limits.max_rows + 2 * limits.max_sequences + 32 +
+  const int64_t logprob_rows = limits.max_rows + limits.max_sequences;
+  return 4 * (3 * limits.max_rows + 2 * limits.max_sequences + 3 * logprob_rows + 48 +
               static_cast<int64_t>(limits.num_groups) * per_group);
 }
 
@@ -119,7 +120,19 @@ DeviceBatch BatchBuilder::build(backend::Stream stream, const StepPlan& plan) {
     logit_rows.push(last_row[static_cast<size_t>(entry)]);
     logit_slots.push(plan.entries[static_cast<size_t>(entry)].slot);
   }
+  auto logprob_rows = packer.take(plan.num_logprob_rows());
+  auto logprob_ids = packer.take(plan.num_logprob_rows());
+  auto logprob_draws = packer.take(plan.num_logprob_rows());
+  for (const LogprobRow& row : plan.logprob_rows) {
+    const Sequence& sequence = *plan.entries[static_cast<size_t>(row.entry)].sequence;
+    logprob_rows.push(row.row);
+    logprob_ids.push(row.logit_index < 0 ? sequence.known_token(row.position) : -1);
+    logprob_draws.push(row.logit_index);
+  }
   DeviceBatch batch;
+  batch.logprob_rows = logprob_rows.device;
+  batch.logprob_ids = logprob_ids.device;
+  batch.logprob_draws = logprob_draws.device;
   batch.input.num_rows = plan.num_rows;
   batch.input.ids = ids.device;
   batch.input.positions = positions.device;

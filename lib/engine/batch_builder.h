@@ -19,6 +19,10 @@ struct DeviceBatch {
       nullptr;  // [num_rows]: slot whose last token is the row's id, -1: ids as uploaded
   const int32_t* logit_rows =
       nullptr;  // [num_logit_rows]: rows that draw, in the order of logit_entries
+  const int32_t* logprob_rows = nullptr;  // [num_logprob_rows]
+  int32_t* logprob_ids = nullptr;         // [num_logprob_rows]: prompt rows filled
+  const int32_t* logprob_draws =
+      nullptr;                           // [num_logprob_rows]: draw whose id it is, -1: as uploaded
   const int32_t* logit_slots = nullptr;  // [num_logit_rows]: slot that takes the drawn id
 };
 

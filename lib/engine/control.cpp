@@ -25,6 +25,10 @@ class Writer {
     bytes_.resize(at + v.size() * sizeof(T));
     if (!v.empty()) std::memcpy(bytes_.data() + at, v.data(), v.size() * sizeof(T));
   }
+  void lists(const std::vector<std::vector<int32_t>>& v) {
+    value(static_cast<int64_t>(v.size()));
+    for (const auto& list : v) values(list);
+  }
   void text(const std::string& s) {
     value(static_cast<int64_t>(s.size()));
     bytes_ += s;
@@ -49,6 +53,11 @@ class Reader {
     const auto count = count_of(sizeof(T));
     std::vector<T> v(count);
     if (count != 0) std::memcpy(v.data(), span(count * sizeof(T)), count * sizeof(T));
+    return v;
+  }
+  std::vector<std::vector<int32_t>> lists() {
+    std::vector<std::vector<int32_t>> v(count_of(sizeof(int64_t)));
+    for (auto& list : v) list = values<int32_t>();
     return v;
   }
   std::string text() {
@@ -96,6 +105,15 @@ void write_request(Writer& writer, const Request& request) {
   writer.values(s.stop_token_ids);
   writer.value(s.ignore_eos);
   writer.value(s.skip_special_tokens);
+  writer.value(s.n);
+  writer.value(s.num_logprobs);
+  writer.value(s.num_prompt_logprobs);
+  writer.value(s.prompt_logprobs_from);
+  writer.value(s.prompt_only);
+  writer.values(s.logit_bias);
+  writer.values(s.allowed_token_ids);
+  writer.lists(s.bad_words);
+  writer.lists(request.continuations);
 }
 
 Request read_request(Reader& reader) {
@@ -121,6 +139,15 @@ Request read_request(Reader& reader) {
   s.stop_token_ids = reader.values<int32_t>();
   s.ignore_eos = reader.value<bool>();
   s.skip_special_tokens = reader.value<bool>();
+  s.n = reader.value<int32_t>();
+  s.num_logprobs = reader.value<int32_t>();
+  s.num_prompt_logprobs = reader.value<int32_t>();
+  s.prompt_logprobs_from = reader.value<int32_t>();
+  s.prompt_only = reader.value<bool>();
+  s.logit_bias = reader.values<LogitBias>();
+  s.allowed_token_ids = reader.values<int32_t>();
+  s.bad_words = reader.lists();
+  request.continuations = reader.lists();
   return request;
 }
 

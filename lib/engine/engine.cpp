@@ -48,6 +48,31 @@ class Delivery : public SchedulerObserver {
     hand_over(sequence, FinishReason::kStop, std::move(*matched), std::nullopt);
   }
 
+  // The log-probabilities of a plan that is about to be committed.
+  void take_logprobs(const StepPlan& plan, std::span<const backend::LogprobEntry> entries,
+                     std::span<const int32_t> ids) {
+    const auto width = static_cast<size_t>(1 + plan.num_top_logprobs);
+    for (size_t i = 0; i < plan.logprob_rows.size(); ++i) {
+      const LogprobRow& row = plan.logprob_rows[i];
+      const Sequence& sequence = *plan.entries[static_cast<size_t>(row.entry)].sequence;
+      if (sequence.state == SequenceState::kFinished || handed_over_.contains(sequence.id))
+        continue;
+      const SamplingParams& sampling = sequence.request.sampling;
+      Logprobs& taken = logprobs_[sequence.id];
+      if (row.logit_index >= 0) {
+        taken.drawn.push_back(logprob_of(entries.subspan(i * width, width),
+                                         ids[static_cast<size_t>(row.logit_index)],
+                                         sampling.num_logprobs));
+        continue;
+      }
+      taken.prompt.resize(
+          static_cast<size_t>(sequence.num_prompt() - sampling.prompt_logprobs_from));
+      taken.prompt[static_cast<size_t>(row.position - sampling.prompt_logprobs_from)] =
+          logprob_of(entries.subspan(i * width, width), sequence.known_token(row.position),
+                     sampling.num_prompt_logprobs);
+    }
+  }
+
   void ended(const Sequence& sequence, EndReason reason, int32_t stop_token_id) override {
     if (handed_over_.erase(sequence.id) != 0) return;
     switch (reason) {
@@ -71,6 +96,7 @@ class Delivery : public SchedulerObserver {
                                   ""});
       case EndReason::kDropped:
       case EndReason::kStopString:
+        logprobs_.erase(sequence.id);
         return;
     }
   }
@@ -83,20 +109,40 @@ class Delivery : public SchedulerObserver {
   void hand_over(const Sequence& sequence, FinishReason reason, StopReason stop,
                  std::optional<RowError> error) {
     Completion completion;
+    const SamplingParams& sampling = sequence.request.sampling;
     completion.index = sequence.request.index;
+    completion.sample = sequence.request.sample;
     completion.token_ids = sequence.output;
+    if (auto taken = logprobs_.extract(sequence.id); !taken.empty()) {
+      completion.logprobs = std::move(taken.mapped().drawn);
+      completion.prompt_logprobs = std::move(taken.mapped().prompt);
+    }
+    if (sampling.prompt_only) completion.token_ids.clear();
+    completion.logprobs.resize(std::min(completion.logprobs.size(), completion.token_ids.size()));
     completion.finish_reason = reason;
     completion.stop_reason = std::move(stop);
     completion.error = std::move(error);
-    if (matcher_ != nullptr && !sequence.request.sampling.stop.empty())
-      matcher_->forget(completion.index);
+    if (matcher_ != nullptr && !sampling.stop.empty()) matcher_->forget(sequence.request);
     ++num_finished_;
     sink_.finished(std::move(completion));
   }
 
+  struct Logprobs {
+    std::vector<TokenLogprob> drawn;
+    std::vector<TokenLogprob> prompt;
+  };
+  static TokenLogprob logprob_of(std::span<const backend::LogprobEntry> entries, int32_t token_id,
+                                 int32_t num_top) {
+    TokenLogprob out{.token_id = token_id, .logprob = entries[0].logprob, .rank = entries[0].id};
+    for (const auto& entry : entries.subspan(1, static_cast<size_t>(num_top)))
+      out.top.emplace_back(entry.id, entry.logprob);
+    return out;
+  }
+
   CompletionSink& sink_;
   StopStringMatcher* matcher_;
-  std::set<int64_t> handed_over_;  // sequences whose verdict is not in force yet
+  std::map<int64_t, Logprobs> logprobs_;  // by sequence
+  std::set<int64_t> handed_over_;         // sequences whose verdict is not in force yet
   std::vector<StopVerdict> verdicts_;
   int64_t num_tokens_ = 0;
   int64_t num_finished_ = 0;
@@ -253,7 +299,10 @@ EngineStats Engine::run(RequestSource* source, CompletionSink* sink, StopStringM
       }
       const StepPlan& committed = impl.plan_at(horizon);
       impl.scheduler->apply(std::move(record));
-      impl.scheduler->commit(committed, impl.runner.results(committed));
+      const auto ids = impl.runner.results(committed);
+      if (impl.delivery != nullptr)
+        impl.delivery->take_logprobs(committed, impl.runner.logprobs(committed), ids);
+      impl.scheduler->commit(committed, ids);
       if (impl.stats.first_token_seconds == 0.0 && !committed.logit_entries.empty()) {
         impl.stats.first_token_seconds = seconds_since(start);
         impl.parts.watch.first_step_done();

@@ -58,11 +58,11 @@ class CompletionSink {
 class StopStringMatcher {
  public:
   virtual ~StopStringMatcher() = default;
-  // Called for every committed token of a request with stop strings, in order. The matched string
+  // Called for every committed token of a sample with stop strings, in order. The matched string
   // once it is seen.
   virtual std::optional<std::string> push(const Request& request, int32_t token_id,
                                           int32_t num_tokens) = 0;
-  virtual void forget(int64_t index) = 0;  // the sequence ended
+  virtual void forget(const Request& request) = 0;  // its sequence ended
 };
 
 struct Progress {  // leader's counts so far, for the progress line

@@ -49,7 +49,15 @@ struct Runner::Message {
 struct Runner::Drawn {
   backend::Buffer device;  // [max_num_seqs] int32
   backend::Buffer host;
+  backend::Buffer logprobs;  // LogprobEntry [num_logprob_rows, 1 + num_top_logprobs]; grows
+  backend::Buffer host_logprobs;
   std::unique_ptr<backend::Event> arrived;
+
+  void reserve_logprobs(backend::Backend& backend, int64_t bytes) {
+    if (bytes <= logprobs.bytes()) return;
+    logprobs = backend.allocate(2 * bytes);
+    host_logprobs = backend.allocate_host(2 * bytes);
+  }
   const int32_t* slots = nullptr;  // device: whose last tokens these are
 };
 
@@ -62,8 +70,8 @@ Runner::Runner(const EngineOptions& options, const EngineParts& parts, WaitLoop&
       num_lanes_(lanes_of(num_stages_)),
       row_bytes_(parts.config.hidden_size * size_of(parts.backend.activation_dtype())),
       builder_(parts.backend, batch_limits(options), ring_of(num_stages_)),
-      sampler_(parts.backend, options.seed, parts.config.eos_token_ids, options.max_num_seqs,
-               ring_of(num_stages_)) {
+      sampler_(parts.backend, options.seed, parts.config.eos_token_ids, parts.config.vocab_size,
+               options.max_num_seqs, ring_of(num_stages_)) {
   backend::Backend& backend = parts_.backend;
   const int64_t ids = align(int64_t{options_.max_num_seqs} * 4);
   const int32_t num_messages = num_stages_ == 1 ? 1 : ring_of(num_stages_);
@@ -71,7 +79,7 @@ Runner::Runner(const EngineOptions& options, const EngineParts& parts, WaitLoop&
     messages_.push_back({backend.allocate(ids + options_.max_num_batched_tokens * row_bytes_), {}});
   }
   for (int32_t i = 0; i < ring_of(num_stages_); ++i) {
-    drawn_.push_back({backend.allocate(ids), backend.allocate_host(ids), nullptr, nullptr});
+    drawn_.push_back({backend.allocate(ids), backend.allocate_host(ids), {}, {}, nullptr, nullptr});
   }
   last_token_ = backend.allocate(ids);
   backend.fill_bytes(Stream::kCompute, last_token_.data(), 0, ids);
@@ -104,6 +112,12 @@ int64_t Runner::ids_bytes(const StepPlan* plan) const {
   return plan == nullptr ? 0 : plan->num_logit_rows() * 4;
 }
 
+int64_t Runner::logprob_bytes(const StepPlan* plan) {
+  if (plan == nullptr) return 0;
+  return plan->num_logprob_rows() * (1 + int64_t{plan->num_top_logprobs}) *
+         static_cast<int64_t>(sizeof(backend::LogprobEntry));
+}
+
 int64_t Runner::residual_bytes(const StepPlan& plan) const {
   return plan.num_rows * row_bytes_;
 }
@@ -130,6 +144,15 @@ void Runner::receive(const StepPlan& plan, const StepPlan* lane_before) {
   std::unique_ptr<comm::Pending> residual_pending;
   if (ids > 0)
     ids_pending = parts_.pp_ring.start_send_recv(Stream::kShift, {}, {memory, ids, before});
+  // From the last stage to the first alone, which is the leader's.
+  const int64_t logprobs = first() ? logprob_bytes(lane_before) : 0;
+  std::unique_ptr<comm::Pending> logprobs_pending;
+  if (logprobs > 0) {
+    Drawn& drawn = drawn_of(lane_before->number);
+    drawn.reserve_logprobs(parts_.backend, logprobs);
+    logprobs_pending = parts_.pp_ring.start_send_recv(Stream::kShift, {},
+                                                      {drawn.logprobs.data(), logprobs, before});
+  }
   if (!first() && !plan.empty()) {
     residual_pending = parts_.pp_ring.start_send_recv(
         Stream::kShift, {}, {memory + residual_at, residual_bytes(plan), before});
@@ -137,13 +160,18 @@ void Runner::receive(const StepPlan& plan, const StepPlan* lane_before) {
   wait_.until("stage shift", plan.number, [&] {
     if (ids_pending != nullptr && ids_pending->test()) ids_pending.reset();
     if (residual_pending != nullptr && residual_pending->test()) residual_pending.reset();
-    return ids_pending == nullptr && residual_pending == nullptr;
+    if (logprobs_pending != nullptr && logprobs_pending->test()) logprobs_pending.reset();
+    return ids_pending == nullptr && residual_pending == nullptr && logprobs_pending == nullptr;
   });
-  if (ids > 0) {
+  if (ids > 0 || logprobs > 0) {
     Drawn& drawn = drawn_of(lane_before->number);
-    parts_.backend.download(Stream::kCompute, drawn.host.data(), memory, ids);
+    if (ids > 0) parts_.backend.download(Stream::kCompute, drawn.host.data(), memory, ids);
+    if (logprobs > 0) {
+      parts_.backend.download(Stream::kCompute, drawn.host_logprobs.data(), drawn.logprobs.data(),
+                              logprobs);
+    }
     drawn.arrived = parts_.backend.record(Stream::kCompute);
-    if (first()) {
+    if (first() && ids > 0) {
       parts_.backend.scatter_slots(Stream::kCompute, static_cast<int32_t*>(last_token_.data()),
                                    reinterpret_cast<const int32_t*>(memory), drawn.slots,
                                    lane_before->num_logit_rows());
@@ -169,7 +197,7 @@ void Runner::draw(const StepPlan& plan, const StepPlan* lane_before) {
   // The wait for the lane's last ids comes after forward was launched, and only if a row needs
   // them.
   if (lane_before != nullptr && Sampler::needs_history(plan)) results(*lane_before);
-  if (plan.logit_entries.empty()) return;
+  if (plan.logit_entries.empty() && plan.logprob_rows.empty()) return;
   backend::Backend& backend = parts_.backend;
   const int64_t width = parts_.config.hidden_size;
   const DType dtype = backend.activation_dtype();
@@ -179,7 +207,8 @@ void Runner::draw(const StepPlan& plan, const StepPlan* lane_before) {
   const Matrix hidden{hidden_.data(), dtype, plan.num_logit_rows(), width, width};
   Drawn& drawn = drawn_of(plan.number);
   auto* ids = static_cast<int32_t*>(drawn.device.data());
-  parts_.lm_head->gather(Stream::kCompute, hidden, residual, batch_.logit_rows);
+  if (plan.num_logit_rows() > 0)
+    parts_.lm_head->gather(Stream::kCompute, hidden, residual, batch_.logit_rows);
   const int64_t num_greedy = plan.num_greedy;
   if (num_greedy > 0)
     parts_.lm_head->greedy(Stream::kCompute, ids, hidden.slice_rows(0, num_greedy));
@@ -189,12 +218,43 @@ void Runner::draw(const StepPlan& plan, const StepPlan* lane_before) {
                            hidden.slice_rows(num_greedy, plan.num_logit_rows() - num_greedy),
                            input);
   }
-  if (num_stages_ == 1) {
+  if (num_stages_ == 1 && plan.num_logit_rows() > 0) {
     backend.scatter_slots(Stream::kCompute, static_cast<int32_t*>(last_token_.data()), ids,
                           batch_.logit_slots, plan.num_logit_rows());
   }
-  backend.download(Stream::kCompute, drawn.host.data(), ids, plan.num_logit_rows() * 4);
+  if (!plan.logprob_rows.empty()) look_at_logprobs(plan);
+  if (plan.num_logit_rows() > 0)
+    backend.download(Stream::kCompute, drawn.host.data(), ids, plan.num_logit_rows() * 4);
   drawn.arrived = backend.record(Stream::kCompute);
+}
+
+// The logits of these rows are computed once more: their draw may have overwritten them.
+void Runner::look_at_logprobs(const StepPlan& plan) {
+  backend::Backend& backend = parts_.backend;
+  const int64_t width = parts_.config.hidden_size;
+  const DType dtype = backend.activation_dtype();
+  const Matrix residual{static_cast<char*>(message_of(plan.number).memory.data()) +
+                            align(int64_t{options_.max_num_seqs} * 4),
+                        dtype, plan.num_rows, width, width};
+  Drawn& drawn = drawn_of(plan.number);
+  drawn.reserve_logprobs(backend, logprob_bytes(&plan));
+  if (plan.num_logit_rows() > 0) {
+    backend.gather_slots(Stream::kCompute, batch_.logprob_ids,
+                         static_cast<const int32_t*>(drawn.device.data()), batch_.logprob_draws,
+                         plan.num_logprob_rows());
+  }
+  auto* out = static_cast<backend::LogprobEntry*>(drawn.logprobs.data());
+  const int64_t at_once = options_.max_num_seqs;
+  for (int64_t begin = 0; begin < plan.num_logprob_rows(); begin += at_once) {
+    const int64_t rows = std::min(at_once, plan.num_logprob_rows() - begin);
+    const Matrix hidden{hidden_.data(), dtype, rows, width, width};
+    parts_.lm_head->gather(Stream::kCompute, hidden, residual, batch_.logprob_rows + begin);
+    parts_.lm_head->logprobs(Stream::kCompute, out + begin * (1 + int64_t{plan.num_top_logprobs}),
+                             hidden, batch_.logprob_ids + begin, plan.num_top_logprobs);
+  }
+  if (num_stages_ == 1) {
+    backend.download(Stream::kCompute, drawn.host_logprobs.data(), out, logprob_bytes(&plan));
+  }
 }
 
 void Runner::send(const StepPlan& plan, const StepPlan* lane_before) {
@@ -206,6 +266,9 @@ void Runner::send(const StepPlan& plan, const StepPlan* lane_before) {
     // The first stage takes these with plan number + lanes.
     if (!plan.logit_entries.empty()) {
       transfers.push_back({drawn_of(plan.number).device.data(), ids_bytes(&plan), after});
+    }
+    if (logprob_bytes(&plan) > 0) {
+      transfers.push_back({drawn_of(plan.number).logprobs.data(), logprob_bytes(&plan), after});
     }
   } else {
     if (!after_is_last && ids_bytes(lane_before) > 0)
@@ -226,7 +289,7 @@ void Runner::send(const StepPlan& plan, const StepPlan* lane_before) {
 
 std::span<const int32_t> Runner::results(const StepPlan& plan) {
   std::span<const int32_t> ids;
-  if (!plan.logit_entries.empty()) {
+  if (!plan.logit_entries.empty() || (first() && !plan.logprob_rows.empty())) {
     Drawn& drawn = drawn_of(plan.number);
     MPINFER_CHECK(drawn.arrived != nullptr, "ids of plan {} asked for before they were drawn",
                   plan.number);
@@ -239,6 +302,13 @@ std::span<const int32_t> Runner::results(const StepPlan& plan) {
     if (last()) sampler_.observe(plan, ids);
   }
   return ids;
+}
+
+std::span<const backend::LogprobEntry> Runner::logprobs(const StepPlan& plan) {
+  if (plan.logprob_rows.empty()) return {};
+  const Drawn& drawn = drawn_of(plan.number);
+  return {static_cast<const backend::LogprobEntry*>(drawn.host_logprobs.data()),
+          static_cast<size_t>(logprob_bytes(&plan)) / sizeof(backend::LogprobEntry)};
 }
 
 void Runner::flush() {

@@ -28,6 +28,9 @@ class Runner {
   // stage other than the last has them once plan + lanes is launched there. First asked for in plan
   // order.
   std::span<const int32_t> results(const StepPlan& plan);
+  // The log-probabilities of the plan's logprob rows, [num_logprob_rows, 1 + num_top_logprobs]:
+  // on the first stage, once results() has been asked for.
+  std::span<const backend::LogprobEntry> logprobs(const StepPlan& plan);
   // Waits until all that was sent has left.
   void flush();
 
@@ -45,7 +48,9 @@ class Runner {
   void send(const StepPlan& plan, const StepPlan* lane_before);
   void forward(const StepPlan& plan);
   void draw(const StepPlan& plan, const StepPlan* lane_before);
+  void look_at_logprobs(const StepPlan& plan);
   int64_t ids_bytes(const StepPlan* plan) const;
+  static int64_t logprob_bytes(const StepPlan* plan);
   int64_t residual_bytes(const StepPlan& plan) const;
   bool first() const { return stage_ == 0; }
   bool last() const { return stage_ + 1 == num_stages_; }

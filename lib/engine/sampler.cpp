@@ -18,6 +18,7 @@ backend::SampleRow sample_row(const PlanEntry& entry, uint64_t run_seed) {
   row.top_k = s.top_k;
   row.seed = s.seed.value_or(run_seed);
   row.index = s.seed.has_value() ? ~0ULL : static_cast<uint64_t>(request.index);
+  row.sample = static_cast<uint32_t>(request.sample);
   row.position = static_cast<uint32_t>(entry.completion_position);
   row.repetition_penalty = s.repetition_penalty;
   row.frequency_penalty = s.frequency_penalty;
@@ -41,8 +42,11 @@ constexpr int64_t align(int64_t bytes) {
 }  // namespace
 
 Sampler::Sampler(backend::Backend& backend, uint64_t run_seed, std::vector<int32_t> eos_token_ids,
-                 int32_t max_rows, int32_t ring)
-    : backend_(backend), run_seed_(run_seed), eos_token_ids_(std::move(eos_token_ids)) {
+                 int64_t vocab_size, int32_t max_rows, int32_t ring)
+    : backend_(backend),
+      run_seed_(run_seed),
+      eos_token_ids_(std::move(eos_token_ids)),
+      vocab_size_(vocab_size) {
   const int64_t bytes =
       align(int64_t{max_rows} * static_cast<int64_t>(sizeof(backend::SampleRow))) +
       align((int64_t{max_rows} + 1) * 4) + 65536;
@@ -51,64 +55,105 @@ Sampler::Sampler(backend::Backend& backend, uint64_t run_seed, std::vector<int32
 }
 
 bool Sampler::needs_history(const StepPlan& plan) {
-  return std::any_of(
-      plan.logit_entries.begin() + plan.num_greedy, plan.logit_entries.end(), [&](int32_t entry) {
-        return plan.entries[static_cast<size_t>(entry)].sequence->request.sampling.penalised();
-      });
+  return std::any_of(plan.logit_entries.begin() + plan.num_greedy, plan.logit_entries.end(),
+                     [&](int32_t entry) {
+                       const SamplingParams& s =
+                           plan.entries[static_cast<size_t>(entry)].sequence->request.sampling;
+                       return s.penalised() || !s.bad_words.empty();
+                     });
 }
 
 void Sampler::observe(const StepPlan& plan, std::span<const int32_t> ids) {
   for (size_t i = 0; i < ids.size(); ++i) {
     Sequence& sequence = *plan.entries[static_cast<size_t>(plan.logit_entries[i])].sequence;
-    if (sequence.request.sampling.penalised() && ids[i] >= 0) ++counts_of(sequence)[ids[i]];
+    if (ids[i] < 0) continue;
+    if (sequence.request.sampling.penalised()) ++counts_of(sequence)[ids[i]];
+    if (!sequence.request.sampling.bad_words.empty()) sequence.drawn.push_back(ids[i]);
   }
+}
+
+// Bans and biases of the row, by token.
+std::map<int32_t, Sampler::Change> Sampler::changes_of(const PlanEntry& entry) const {
+  const Sequence& sequence = *entry.sequence;
+  const SamplingParams& s = sequence.request.sampling;
+  std::map<int32_t, Change> changes;
+  for (const LogitBias& bias : s.logit_bias) changes[bias.token_id].bias = bias.bias;
+  for (const std::vector<int32_t>& word : s.bad_words) {
+    const auto prefix = static_cast<std::ptrdiff_t>(word.size()) - 1;
+    const auto drawn = static_cast<std::ptrdiff_t>(sequence.drawn.size());
+    if (drawn >= prefix && std::equal(word.begin(), word.end() - 1, sequence.drawn.end() - prefix))
+      changes[word.back()].banned = true;
+  }
+  if (entry.completion_position < s.min_tokens) {
+    for (const int32_t token : eos_token_ids_) changes[token].banned = true;
+    for (const int32_t token : s.stop_token_ids) changes[token].banned = true;
+  }
+  return changes;
 }
 
 void Sampler::add_adjustments(std::vector<backend::LogitAdjustment>& out,
                               const PlanEntry& entry) const {
   Sequence& sequence = *entry.sequence;
-  const SamplingParams& s = sequence.request.sampling;
-  const size_t begin = out.size();
-  if (s.penalised()) {
+  std::map<int32_t, Change> changes = changes_of(entry);
+  const auto add = [&out](int32_t token, const Change& change, int32_t count, bool in_context) {
+    backend::LogitAdjustment adjustment;
+    adjustment.token = token;
+    adjustment.output_count = count;
+    adjustment.bias = change.bias;
+    adjustment.in_context = in_context ? 1 : 0;
+    adjustment.banned = change.banned ? 1 : 0;
+    out.push_back(adjustment);
+  };
+  if (sequence.request.sampling.penalised()) {
     for (const auto& [token, count] : counts_of(sequence)) {
-      backend::LogitAdjustment adjustment;
-      adjustment.token = token;
-      adjustment.output_count = count;
-      adjustment.in_context = 1;
-      out.push_back(adjustment);
+      const auto change = changes.find(token);
+      add(token, change == changes.end() ? Change() : change->second, count, /*in_context=*/true);
+      if (change != changes.end()) changes.erase(change);
     }
   }
-  if (entry.completion_position >= s.min_tokens) return;
-  const auto ban = [&](int32_t token) {
-    const auto found = std::find_if(out.begin() + static_cast<std::ptrdiff_t>(begin), out.end(),
-                                    [token](const auto& a) { return a.token == token; });
-    if (found != out.end()) {
-      found->banned = 1;
-    } else {
-      backend::LogitAdjustment adjustment;
-      adjustment.token = token;
-      adjustment.banned = 1;
-      out.push_back(adjustment);
+  for (const auto& [token, change] : changes) add(token, change, 0, /*in_context=*/false);
+}
+
+const std::vector<uint32_t>& Sampler::allowed_bits(Sequence& sequence) const {
+  if (sequence.allowed_bits.empty()) {
+    sequence.allowed_bits.assign(static_cast<size_t>(backend::mask_words(vocab_size_)), 0);
+    for (const int32_t token : sequence.request.sampling.allowed_token_ids) {
+      sequence.allowed_bits[static_cast<size_t>(token / 32)] |= 1U << (token % 32);
     }
-  };
-  for (const int32_t token : eos_token_ids_) ban(token);
-  for (const int32_t token : s.stop_token_ids) ban(token);
+  }
+  return sequence.allowed_bits;
 }
 
 model::SamplingInput Sampler::prepare(backend::Stream stream, const StepPlan& plan) {
   std::vector<backend::SampleRow> rows;
   std::vector<int32_t> offsets = {0};
   std::vector<backend::LogitAdjustment> adjustments;
+  std::vector<int32_t> row_masks;
+  std::vector<uint32_t> masks;
+  const int64_t words = backend::mask_words(vocab_size_);
   for (auto i = static_cast<size_t>(plan.num_greedy); i < plan.logit_entries.size(); ++i) {
     const PlanEntry& entry = plan.entries[static_cast<size_t>(plan.logit_entries[i])];
     rows.push_back(sample_row(entry, run_seed_));
     add_adjustments(adjustments, entry);
     offsets.push_back(checked_cast<int32_t>(adjustments.size()));
+    row_masks.push_back(-1);
+    if (entry.sequence->request.sampling.allowed_token_ids.empty()) continue;
+    row_masks.back() = checked_cast<int32_t>(static_cast<int64_t>(masks.size()) / words);
+    const std::vector<uint32_t>& bits = allowed_bits(*entry.sequence);
+    masks.insert(masks.end(), bits.begin(), bits.end());
   }
   const auto bytes_of = [](const auto& v) { return static_cast<int64_t>(v.size() * sizeof(v[0])); };
-  const int64_t offsets_at = align(bytes_of(rows));
-  const int64_t adjustments_at = offsets_at + align(bytes_of(offsets));
-  const int64_t bytes = adjustments_at + align(bytes_of(adjustments));
+  int64_t bytes = 0;
+  const auto place = [&](const auto& v) {
+    const int64_t at = bytes;
+    bytes += align(bytes_of(v));
+    return at;
+  };
+  const int64_t rows_at = place(rows);
+  const int64_t offsets_at = place(offsets);
+  const int64_t adjustments_at = place(adjustments);
+  const int64_t row_masks_at = place(row_masks);
+  const int64_t masks_at = place(masks);
   Staging& staging = ring_[static_cast<size_t>(plan.number) % ring_.size()];
   if (bytes > staging.host.bytes()) {
     staging.host = backend_.allocate_host(2 * bytes);
@@ -116,18 +161,24 @@ model::SamplingInput Sampler::prepare(backend::Stream stream, const StepPlan& pl
   }
   char* host = static_cast<char*>(staging.host.data());
   char* device = static_cast<char*>(staging.device.data());
-  std::memcpy(host, rows.data(), rows.size() * sizeof(rows[0]));
-  std::memcpy(host + offsets_at, offsets.data(), offsets.size() * sizeof(offsets[0]));
-  if (!adjustments.empty()) {
-    std::memcpy(host + adjustments_at, adjustments.data(),
-                adjustments.size() * sizeof(adjustments[0]));
-  }
+  const auto put = [&](const auto& v, int64_t at) {
+    if (!v.empty()) std::memcpy(host + at, v.data(), v.size() * sizeof(v[0]));
+  };
+  put(rows, rows_at);
+  put(offsets, offsets_at);
+  put(adjustments, adjustments_at);
+  put(row_masks, row_masks_at);
+  put(masks, masks_at);
   backend_.upload(stream, device, host, bytes);
   model::SamplingInput input;
-  input.rows = reinterpret_cast<const backend::SampleRow*>(device);
+  input.rows = reinterpret_cast<const backend::SampleRow*>(device + rows_at);
   if (!adjustments.empty()) {
     input.adjustment_offsets = reinterpret_cast<const int32_t*>(device + offsets_at);
     input.adjustments = reinterpret_cast<const backend::LogitAdjustment*>(device + adjustments_at);
+  }
+  if (!masks.empty()) {
+    input.row_masks = reinterpret_cast<const int32_t*>(device + row_masks_at);
+    input.masks = reinterpret_cast<const uint32_t*>(device + masks_at);
   }
   return input;
 }

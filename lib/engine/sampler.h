@@ -1,9 +1,11 @@
-// Sampler: the host's part of drawing tokens: keys and parameters of each row, and the few logits
-// that penalties and min_tokens change. Counts follow the drawn ids as they arrive, ahead of their
-// commit; only rows that ask cost anything.
+// Sampler: the host's part of drawing tokens: keys and parameters of each row, the masks of rows
+// with allowed tokens, and the few logits that bans, biases, penalties and min_tokens change.
+// Counts follow the drawn ids as they arrive, ahead of their commit; only rows that ask cost
+// anything.
 #pragma once
 
 #include <cstdint>
+#include <map>
 #include <span>
 #include <vector>
 
@@ -16,7 +18,7 @@ namespace mpinfer::engine {
 class Sampler {
  public:
   Sampler(backend::Backend& backend, uint64_t run_seed, std::vector<int32_t> eos_token_ids,
-          int32_t max_rows, int32_t ring);
+          int64_t vocab_size, int32_t max_rows, int32_t ring);
 
   // Whether a row of the plan needs the ids of every earlier plan of its sequence on the host.
   static bool needs_history(const StepPlan& plan);
@@ -26,7 +28,13 @@ class Sampler {
   model::SamplingInput prepare(backend::Stream stream, const StepPlan& plan);
 
  private:
+  struct Change {
+    float bias = 0.0F;
+    bool banned = false;
+  };
+  std::map<int32_t, Change> changes_of(const PlanEntry& entry) const;
   void add_adjustments(std::vector<backend::LogitAdjustment>& out, const PlanEntry& entry) const;
+  const std::vector<uint32_t>& allowed_bits(Sequence& sequence) const;
 
   struct Staging {
     backend::Buffer host;
@@ -35,6 +43,7 @@ class Sampler {
   backend::Backend& backend_;
   uint64_t run_seed_;
   std::vector<int32_t> eos_token_ids_;
+  int64_t vocab_size_;
   std::vector<Staging> ring_;
 };
 

@@ -21,12 +21,7 @@ Scheduler::Scheduler(SchedulerOptions options, SchedulerObserver* observer)
 
 void Scheduler::apply(ControlRecord record) {
   for (Request& request : record.requests) {
-    auto sequence = std::make_shared<Sequence>();
-    sequence->id = next_id_++;
-    sequence->request = std::move(request);
-    sequence->prefill_target = sequence->num_prompt();
-    by_id_.emplace(sequence->id, sequence);
-    waiting_.push_back(std::move(sequence));
+    for (int32_t sample = 0; sample < request.sampling.n; ++sample) add_sample(request, sample);
   }
   for (const StopVerdict& verdict : record.verdicts) {
     const auto found = by_id_.find(verdict.sequence_id);
@@ -37,6 +32,23 @@ void Scheduler::apply(ControlRecord record) {
     drain_ = true;
     while (!waiting_.empty()) end(SequencePtr(waiting_.back()), EndReason::kDropped, -1);
   }
+}
+
+void Scheduler::add_sample(const Request& request, int32_t sample) {
+  auto sequence = std::make_shared<Sequence>();
+  sequence->id = next_id_++;
+  Request& own = sequence->request;
+  own.index = request.index;
+  own.sample = sample;
+  own.prompt_token_ids = request.prompt_token_ids;
+  own.sampling = request.sampling;
+  if (!request.continuations.empty()) {
+    const auto& end = request.continuations.at(static_cast<size_t>(sample));
+    own.prompt_token_ids.insert(own.prompt_token_ids.end(), end.begin(), end.end());
+  }
+  sequence->prefill_target = sequence->num_prompt();
+  by_id_.emplace(sequence->id, sequence);
+  waiting_.push_back(std::move(sequence));
 }
 
 bool Scheduler::is_stop_token(const Sequence& sequence, int32_t token_id) const {
@@ -283,14 +295,52 @@ void Scheduler::seal(StepPlan& plan) {
     mix(static_cast<uint64_t>(entry.slot));
     if (!entry.samples) continue;
     const SamplingParams& sampling = sequence.request.sampling;
-    const bool plain = sampling.greedy() && !sampling.penalised() &&
+    const bool plain = sampling.greedy() && !sampling.changes_logits() &&
                        entry.completion_position >= sampling.min_tokens;
     (plain ? plan.logit_entries : drawn_with_logits).push_back(static_cast<int32_t>(i));
   }
   plan.num_greedy = static_cast<int32_t>(plan.logit_entries.size());
   plan.logit_entries.insert(plan.logit_entries.end(), drawn_with_logits.begin(),
                             drawn_with_logits.end());
+  list_logprob_rows(plan);
   plan.hash = hash_;
+}
+
+void Scheduler::list_logprob_rows(StepPlan& plan) {
+  std::vector<int32_t> first_row(plan.entries.size());
+  int32_t rows = 0;
+  for (size_t i = 0; i < plan.entries.size(); ++i) {
+    first_row[i] = rows;
+    rows += plan.entries[i].num_rows;
+  }
+  const auto add = [&](const LogprobRow& row, int32_t num_top) {
+    plan.logprob_rows.push_back(row);
+    plan.num_top_logprobs = std::max(plan.num_top_logprobs, num_top);
+  };
+  for (size_t i = 0; i < plan.logit_entries.size(); ++i) {
+    const int32_t e = plan.logit_entries[i];
+    const PlanEntry& entry = plan.entries[static_cast<size_t>(e)];
+    const int32_t num_top = entry.sequence->request.sampling.num_logprobs;
+    if (num_top < 0) continue;
+    add({.row = first_row[static_cast<size_t>(e)] + entry.num_rows - 1,
+         .entry = e,
+         .logit_index = static_cast<int32_t>(i)},
+        num_top);
+  }
+  for (size_t e = 0; e < plan.entries.size(); ++e) {
+    const PlanEntry& entry = plan.entries[e];
+    const Sequence& sequence = *entry.sequence;
+    const SamplingParams& sampling = sequence.request.sampling;
+    if (entry.decode || sampling.num_prompt_logprobs < 0) continue;
+    const int32_t begin = std::max(entry.first_position, sampling.prompt_logprobs_from - 1);
+    const int32_t end = std::min(entry.context_len(), sequence.num_prompt() - 1);
+    for (int32_t position = begin; position < end; ++position) {
+      add({.row = first_row[e] + position - entry.first_position,
+           .entry = static_cast<int32_t>(e),
+           .position = position + 1},
+          sampling.num_prompt_logprobs);
+    }
+  }
 }
 
 }  // namespace mpinfer::engine

@@ -77,7 +77,9 @@ class Scheduler {
   void preempt_youngest(StepPlan& plan);
   void end(const SequencePtr& sequence, EndReason reason, int32_t stop_token_id);
   void leave_running(Sequence& sequence);
+  void add_sample(const Request& request, int32_t sample);
   void seal(StepPlan& plan);
+  static void list_logprob_rows(StepPlan& plan);
   bool is_stop_token(const Sequence& sequence, int32_t token_id) const;
   void mix(uint64_t value) { hash_ = (hash_ ^ value) * 0x100000001b3ULL; }
 

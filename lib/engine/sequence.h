@@ -31,6 +31,10 @@ struct Sequence {
   // Tokens of the context → times drawn so far, in flight included. Kept by the sampler, for
   // penalised requests only; no decision of the scheduler reads it.
   std::map<int32_t, int32_t> drawn_counts;
+  // Likewise the sampler's: every token drawn so far, for rows whose next one depends on them, and
+  // the row's allowed tokens as bits.
+  std::vector<int32_t> drawn;
+  std::vector<uint32_t> allowed_bits;
 
   int32_t num_prompt() const { return static_cast<int32_t>(request.prompt_token_ids.size()); }
   bool prefilled() const { return num_computed >= prefill_target; }
@@ -57,6 +61,15 @@ struct PlanEntry {
   int32_t context_len() const { return first_position + num_rows; }
 };
 
+// A row of the step whose distribution is looked at: for the token it draws, or for the prompt's
+// token behind it.
+struct LogprobRow {
+  int32_t row = 0;           // of the step
+  int32_t entry = 0;         // of the plan
+  int32_t logit_index = -1;  // which draw; -1: a prompt row
+  int32_t position = 0;      // prompt row: of the token that is looked at
+};
+
 struct StepPlan {
   int64_t number = 0;
   std::vector<PlanEntry> entries;      // decode rows first, then prefill chunks
@@ -64,9 +77,12 @@ struct StepPlan {
   int32_t num_greedy = 0;              // how many of logit_entries need only an argmax
   int32_t num_decodes = 0;
   int64_t num_rows = 0;
-  uint64_t hash = 0;  // of everything decided so far, this plan included
+  std::vector<LogprobRow> logprob_rows;
+  int32_t num_top_logprobs = 0;  // most that one of them asks for
+  uint64_t hash = 0;             // of everything decided so far, this plan included
 
   int64_t num_logit_rows() const { return static_cast<int64_t>(logit_entries.size()); }
+  int64_t num_logprob_rows() const { return static_cast<int64_t>(logprob_rows.size()); }
   bool empty() const { return entries.empty(); }
 };
 

@@ -7,28 +7,50 @@
 #include <string_view>
 #include <vector>
 
+#include "lib/core/error.h"
 #include "lib/core/log.h"
 #include "lib/io/exchange.h"
 #include "lib/io/journal.h"
 #include "lib/io/ordered_writer.h"
+#include "lib/job/result_format.h"
 
 namespace mpinfer::job {
 namespace {
 
-// The answer of --prompt: its text, ended by a newline.
+// The answer of --prompt: its text, or the texts of its samples, each ended by a newline.
 void print_answer(std::string_view line) {
   const auto json = nlohmann::json::parse(line);
   if (!json.at("error").is_null()) {
     spdlog::error("{}", json.at("error").at("message").get<std::string>());
     return;
   }
-  std::string text;
-  if (json.at("output").is_string()) {
-    text = json.at("output").get<std::string>();
+  const io::File out(::dup(STDOUT_FILENO), "standard output");
+  const auto print = [&](const nlohmann::json& text) {
+    io::write_all(out, text.get<std::string>() + "\n");
+  };
+  const auto& output = json.at("output");
+  if (output.is_string()) {
+    print(output);
+  } else if (output.is_array() && !output.empty() && output.front().is_string()) {
+    for (const auto& text : output) print(text);
   } else {
-    text = json.at("output_token_ids").dump();
+    io::write_all(out, json.at("output_token_ids").dump() + "\n");
   }
-  io::write_all(io::File(STDOUT_FILENO, "standard output"), text + "\n");
+}
+
+// The lines of a row, each to its file.
+void write_payload(std::string_view payload, io::OrderedWriter& writer, io::OrderedWriter* errors) {
+  if (payload.starts_with(kSeparateError)) {
+    MPINFER_CHECK(errors != nullptr, "an error row without a file to go to");
+    errors->write_line(payload.substr(1));
+    return;
+  }
+  while (true) {
+    const size_t end = payload.find(kLineSeparator);
+    writer.write_line(payload.substr(0, end));
+    if (end == std::string_view::npos) return;
+    payload.remove_prefix(end + 1);
+  }
 }
 
 }  // namespace
@@ -47,9 +69,16 @@ void write_output(const comm::HostComm& leaders, const io::File& journal,
     return;
   }
   std::unique_ptr<io::OrderedWriter> writer;
-  if (leaders.rank() == 0) writer = std::make_unique<io::OrderedWriter>(options.path);
-  io::gather_results(leaders, journal, std::move(results), gather,
-                     [&](std::string_view line) { writer->write_line(line); });
+  std::unique_ptr<io::OrderedWriter> errors;
+  if (leaders.rank() == 0) {
+    writer = std::make_unique<io::OrderedWriter>(options.path);
+    if (!options.errors_path.empty())
+      errors = std::make_unique<io::OrderedWriter>(options.errors_path);
+  }
+  io::gather_results(leaders, journal, std::move(results), gather, [&](std::string_view payload) {
+    write_payload(payload, *writer, errors.get());
+  });
+  if (errors) errors->finish();
   if (writer) writer->finish();
 }
 

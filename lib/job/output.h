@@ -12,6 +12,7 @@ namespace mpinfer::job {
 
 struct OutputOptions {
   std::string path;  // "-": standard output; empty: the answer's text on standard output
+  std::string errors_path = {};  // of error rows that are marked as separate; empty: there are none
   int64_t first_row = 0;
   int64_t num_rows = 0;
 };

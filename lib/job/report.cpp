@@ -23,7 +23,7 @@ Json json_of(const RankReport& report) {
           {"failed", report.counts.num_failed},
           {"errors", report.counts.errors},
           {"prompt_tokens", report.counts.prompt_tokens},
-          {"cached_tokens", 0},
+          {"cached_tokens", report.counts.cached_tokens},
           {"computed_prompt_tokens", report.computed_prompt_tokens},
           {"completion_tokens", report.counts.completion_tokens},
           {"seconds", report.seconds},
@@ -92,6 +92,7 @@ RankReport deserialise_rank_report(const std::string& bytes) {
   json.at("prompt_tokens").get_to(report.counts.prompt_tokens);
   json.at("computed_prompt_tokens").get_to(report.computed_prompt_tokens);
   json.at("completion_tokens").get_to(report.counts.completion_tokens);
+  json.at("cached_tokens").get_to(report.counts.cached_tokens);
   json.at("seconds").get_to(report.seconds);
   json.at("kv_blocks").get_to(report.kv_blocks);
   json.at("preemptions").get_to(report.preemptions);
@@ -106,6 +107,7 @@ ResultCounts totals_of(const RunReport& report) {
     totals.num_failed += rank.counts.num_failed;
     totals.prompt_tokens += rank.counts.prompt_tokens;
     totals.completion_tokens += rank.counts.completion_tokens;
+    totals.cached_tokens += rank.counts.cached_tokens;
     for (const auto& [code, count] : rank.counts.errors) totals.errors[code] += count;
   }
   return totals;
@@ -131,6 +133,7 @@ void write_report(const std::string& path, const RunReport& report) {
         {"failed", totals.num_failed},
         {"errors", totals.errors},
         {"prompt_tokens", totals.prompt_tokens},
+        {"cached_tokens", totals.cached_tokens},
         {"completion_tokens", totals.completion_tokens}}},
       {"seconds", report.seconds},
       {"tokens_per_second",

@@ -16,8 +16,9 @@ constexpr int64_t kReservedForAnswer = 256;  // of a truncated row without max_t
 
 std::vector<std::string> picked_names() {
   std::vector<std::string> names = sampling_field_names();
-  for (const char* name : {"prompt_token_ids", "messages", "custom_id", "url", "sampling_params",
-                           "add_special_tokens", "tools", "documents", "chat_template_kwargs"}) {
+  for (const char* name :
+       {"prompt_token_ids", "messages", "custom_id", "url", "sampling_params", "add_special_tokens",
+        "tools", "documents", "chat_template_kwargs", "continuations"}) {
     names.emplace_back(name);
   }
   return names;
@@ -340,9 +341,85 @@ Expected<Request> RequestBuilder::finish(int64_t index, const Prompt& prompt,
   if (auto error = fit(&*ids, sampling)) return tl::unexpected(std::move(*error));
   auto params = resolve(sampling, static_cast<int64_t>(ids->size()), options_.max_model_len);
   if (!params) return tl::unexpected(std::move(params.error()));
+  if (sampling.bad_words && !sampling.bad_words->empty()) {
+    auto words = bad_words_of(*sampling.bad_words);
+    if (!words) return tl::unexpected(std::move(words.error()));
+    params->bad_words = std::move(*words);
+  }
   if (rendered != nullptr) *rendered = prompt.templated ? prompt.text.value_or("") : std::string();
   return Request{
       .index = index, .prompt_token_ids = std::move(*ids), .sampling = std::move(*params)};
+}
+
+// As vLLM does: a word is banned as it stands, and behind a space where that gives other tokens of
+// the same number.
+Expected<std::vector<std::vector<int32_t>>> RequestBuilder::bad_words_of(
+    const std::vector<std::string>& words) const {
+  if (tokenizer_ == nullptr) {
+    return refuse("unsupported", "the model has no tokenizer.json: bad words cannot be tokenised",
+                  "bad_words");
+  }
+  std::vector<std::vector<int32_t>> out;
+  for (const std::string& word : words) {
+    const size_t begin = std::min(word.find_first_not_of(" \t\n\r"), word.size());
+    const std::string bare = word.substr(begin);
+    auto plain = tokenizer_->encode(bare, /*add_special_tokens=*/false);
+    if (!plain) return tl::unexpected(std::move(plain.error()));
+    auto spaced = tokenizer_->encode(" " + bare, /*add_special_tokens=*/false);
+    if (!spaced) return tl::unexpected(std::move(spaced.error()));
+    const bool differs =
+        !spaced->empty() && plain->size() == spaced->size() && plain->front() != spaced->front();
+    if (!plain->empty()) out.push_back(std::move(*plain));
+    if (differs) out.push_back(std::move(*spaced));
+  }
+  return out;
+}
+
+// {"prompt", "continuations": [...]}: each continuation's tokens are those that the whole text has
+// behind the prompt's.
+Expected<Request> RequestBuilder::score(int64_t index, const Prompt& prompt,
+                                        const FieldValue& given, const RowFields& fields) const {
+  constexpr size_t kMaxContinuations = 1024;
+  const auto* list = std::get_if<ArrayValue>(&given);
+  if (list == nullptr || list->size != static_cast<int64_t>(list->strings.size()) ||
+      list->strings.empty() || list->strings.size() > kMaxContinuations) {
+    return refuse("invalid_param",
+                  fmt::format("continuations must be a list of 1 to {} strings", kMaxContinuations),
+                  "continuations");
+  }
+  if (!prompt.text) {
+    return refuse("unsupported", "continuations need a prompt that is text, not token ids",
+                  "continuations");
+  }
+  const auto ids = encode(prompt);
+  if (!ids) return tl::unexpected(ids.error());
+  const auto sampling = sampling_of(fields);
+  if (!sampling) return tl::unexpected(sampling.error());
+  Request request{.index = index, .prompt_token_ids = *ids, .sampling = {}};
+  request.sampling.n = static_cast<int32_t>(list->strings.size());
+  request.sampling.num_prompt_logprobs = 0;
+  request.sampling.prompt_logprobs_from = static_cast<int32_t>(ids->size());
+  request.sampling.temperature = 0.0F;
+  keep_prompt_only(&request.sampling);
+  for (const std::string& text : list->strings) {
+    Prompt whole = prompt;
+    whole.text = *prompt.text + text;
+    auto all = encode(whole);
+    if (!all) return tl::unexpected(std::move(all.error()));
+    if (all->size() <= ids->size()) {
+      return refuse("invalid_param", "a continuation has no tokens of its own behind the prompt",
+                    "continuations");
+    }
+    if (static_cast<int64_t>(all->size()) > options_.max_model_len) {
+      return refuse("prompt_too_long",
+                    fmt::format("prompt and continuation have {} tokens; the context holds {}",
+                                all->size(), options_.max_model_len),
+                    "continuations");
+    }
+    request.continuations.emplace_back(all->begin() + static_cast<std::ptrdiff_t>(ids->size()),
+                                       all->end());
+  }
+  return request;
 }
 
 Expected<Request> RequestBuilder::build(int64_t index, std::string_view line,
@@ -358,6 +435,8 @@ Expected<Request> RequestBuilder::build(int64_t index, std::string_view line,
   }
   const auto prompt = prompt_of(*fields, line);
   if (!prompt) return tl::unexpected(prompt.error());
+  if (const FieldValue* continuations = find(*fields, "continuations"))
+    return score(index, *prompt, *continuations, *fields);
   const auto sampling = sampling_of(*fields);
   if (!sampling) return tl::unexpected(sampling.error());
   return finish(index, *prompt, *sampling, rendered);

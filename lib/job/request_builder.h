@@ -66,6 +66,10 @@ class RequestBuilder {
   Expected<Prompt> chat(const text::ChatRow& row, const RowFields& fields) const;
   Expected<std::vector<int32_t>> encode(const Prompt& prompt) const;
   std::optional<RowError> fit(std::vector<int32_t>* ids, const SamplingFields& sampling) const;
+  Expected<std::vector<std::vector<int32_t>>> bad_words_of(
+      const std::vector<std::string>& words) const;
+  Expected<Request> score(int64_t index, const Prompt& prompt, const FieldValue& given,
+                          const RowFields& fields) const;
   Expected<Request> finish(int64_t index, const Prompt& prompt, const SamplingFields& sampling,
                            std::string* rendered) const;
 

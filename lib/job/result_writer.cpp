@@ -1,7 +1,6 @@
 #include "lib/job/result_writer.h"
 
 #include "lib/core/error.h"
-#include "lib/job/result_format.h"
 #include "lib/job/stop_strings.h"
 
 namespace mpinfer::job {
@@ -40,14 +39,20 @@ void ResultWriter::admitted(const io::Row& row, const Request& request) {
   pending.row = row;
   pending.num_prompt_tokens = static_cast<int64_t>(request.prompt_token_ids.size());
   pending.sampling = request.sampling;
+  pending.num_missing = request.sampling.n;
+  pending.completions.resize(static_cast<size_t>(request.sampling.n));
   running_.emplace(row.index, std::move(pending));
 }
 
 void ResultWriter::finished(Completion completion) {
-  auto node = running_.extract(completion.index);
-  MPINFER_CHECK(!node.empty(), "row {} finished but was not admitted", completion.index);
+  const auto found = running_.find(completion.index);
+  MPINFER_CHECK(found != running_.end(), "row {} finished but was not admitted", completion.index);
+  auto& completions = found->second.completions;
+  const auto sample = static_cast<size_t>(completion.sample);
+  completions.at(sample) = std::move(completion);
+  if (--found->second.num_missing > 0) return;
+  auto node = running_.extract(found);
   Pending& pending = node.mapped();
-  pending.completion = std::move(completion);
   std::unique_lock lock(mutex_);
   changed_.wait(lock, [this] { return failure_ || queue_.size() < kMaxQueued; });
   rethrow();
@@ -56,11 +61,10 @@ void ResultWriter::finished(Completion completion) {
 }
 
 void ResultWriter::refused(const io::Row& row, std::string_view line, const RowError& error) {
-  const std::string text = format_refusal(line, {.index = row.index,
-                                                 .error = &error,
-                                                 .file = input_.path(row.entry),
-                                                 .line = row.entry.line,
-                                                 .write_token_ids = options_.return_token_ids});
+  const std::string text = format_refusal(
+      line,
+      {.index = row.index, .error = &error, .file = input_.path(row.entry), .line = row.entry.line},
+      options_.format);
   journal_.append(io::RecordKind::kError, row.index, key_of(row), text);
   const std::lock_guard lock(mutex_);
   ++counts_.num_failed;
@@ -91,38 +95,48 @@ void ResultWriter::work() {
   }
 }
 
-std::string ResultWriter::text_of(const Pending& pending) const {
-  const std::vector<int32_t>& ids = pending.completion.token_ids;
-  if (!std::holds_alternative<std::string>(pending.completion.stop_reason)) {
-    return tokenizer_->decode(ids, pending.sampling.skip_special_tokens);
+std::string ResultWriter::text_of(const SamplingParams& sampling,
+                                  const Completion& completion) const {
+  const std::vector<int32_t>& ids = completion.token_ids;
+  if (!std::holds_alternative<std::string>(completion.stop_reason)) {
+    return tokenizer_->decode(ids, sampling.skip_special_tokens);
   }
-  StopScan scan(*tokenizer_, pending.sampling);
+  StopScan scan(*tokenizer_, sampling);
   for (size_t i = 0; i < ids.size(); ++i) scan.push(ids[i], static_cast<int32_t>(i + 1));
   return scan.text();
 }
 
 void ResultWriter::write(const Pending& pending) {
   const io::Row& row = pending.row;
-  const Completion& completion = pending.completion;
   const std::string line = input_.read(row.entry);
-  if (completion.error) {
-    refused(row, line, *completion.error);
-    return;
+  Answer answer{.index = row.index,
+                .samples = {},
+                .sampling = &pending.sampling,
+                .num_prompt_tokens = pending.num_prompt_tokens};
+  int64_t num_tokens = 0;
+  for (const Completion& completion : pending.completions) {
+    if (completion.error) {
+      refused(row, line, *completion.error);
+      return;
+    }
+    SampleAnswer& sample = answer.samples.emplace_back();
+    sample.completion = &completion;
+    if (tokenizer_ != nullptr) sample.text = text_of(pending.sampling, completion);
+    num_tokens += static_cast<int64_t>(completion.token_ids.size());
   }
-  const std::string output = tokenizer_ != nullptr ? text_of(pending) : std::string();
-  const std::string text =
-      format_answer(line, {.index = row.index,
-                           .output = tokenizer_ != nullptr ? &output : nullptr,
-                           .finish_reason = completion.finish_reason,
-                           .stop_reason = completion.stop_reason,
-                           .num_prompt_tokens = pending.num_prompt_tokens,
-                           .token_ids = &completion.token_ids,
-                           .write_token_ids = options_.return_token_ids || tokenizer_ == nullptr});
-  journal_.append(io::RecordKind::kAnswer, row.index, key_of(row), text);
+  if (tokenizer_ != nullptr) {
+    answer.token_text = [this](int32_t id) {
+      return tokenizer_->decode({&id, 1}, /*skip_special_tokens=*/false);
+    };
+  }
+  journal_.append(io::RecordKind::kAnswer, row.index, key_of(row),
+                  format_answer(line, answer, options_.format));
   const std::lock_guard lock(mutex_);
   ++counts_.num_answered;
   counts_.prompt_tokens += pending.num_prompt_tokens;
-  counts_.completion_tokens += static_cast<int64_t>(completion.token_ids.size());
+  counts_.completion_tokens += num_tokens;
+  for (const Completion& completion : pending.completions)
+    counts_.cached_tokens += completion.num_cached_tokens;
 }
 
 void ResultWriter::drain() {

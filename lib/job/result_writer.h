@@ -1,4 +1,5 @@
-// ResultWriter: completions and refused rows become output lines in the journal. Text is
+// ResultWriter: completions and refused rows become output lines in the journal, a row's once all
+// its samples are there. Text is
 // detokenised and formatted by a thread of its own, away from the engine's loop; what that thread
 // meets is thrown by the next call.
 #pragma once
@@ -17,6 +18,7 @@
 #include "lib/engine/engine.h"
 #include "lib/io/exchange.h"
 #include "lib/io/journal.h"
+#include "lib/job/result_format.h"
 #include "lib/text/tokenizer.h"
 
 namespace mpinfer::job {
@@ -26,13 +28,14 @@ struct ResultCounts {
   int64_t num_failed = 0;
   int64_t prompt_tokens = 0;              // of answered rows
   int64_t completion_tokens = 0;          // likewise
+  int64_t cached_tokens = 0;              // prompt tokens, over all samples, that were not computed
   std::map<std::string, int64_t> errors;  // by code
 };
 
 class ResultWriter : public engine::CompletionSink {
  public:
   struct Options {
-    bool return_token_ids = false;
+    FormatOptions format = {};
     uint64_t request_fingerprint =
         0;  // of everything but the line: the other half of a journal key
   };
@@ -42,7 +45,7 @@ class ResultWriter : public engine::CompletionSink {
                const io::InputLines& input, io::JournalWriter& journal);
   ~ResultWriter() override;
 
-  // The engine has taken this request; finished() will come. Main thread.
+  // The engine has taken this request; finished() will come for each of its samples. Main thread.
   void admitted(const io::Row& row, const Request& request);
   void finished(Completion completion) override;
   // A row without an answer; any thread.
@@ -57,12 +60,13 @@ class ResultWriter : public engine::CompletionSink {
     io::Row row;
     int64_t num_prompt_tokens = 0;
     SamplingParams sampling;
-    Completion completion;
+    std::vector<Completion> completions;  // n of them, by sample, once all have come
+    int32_t num_missing = 0;
   };
 
   void work();
   void write(const Pending& pending);
-  std::string text_of(const Pending& pending) const;
+  std::string text_of(const SamplingParams& sampling, const Completion& completion) const;
   uint64_t key_of(const io::Row& row) const;
   void rethrow();
 

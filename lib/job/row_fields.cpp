@@ -100,6 +100,14 @@ class FieldPicker::Handler : public nlohmann::json_sax<nlohmann::json> {
         array_->strings.push_back(std::move(*text));
       return true;
     }
+    if (object_ != nullptr && frames_.size() == object_depth_) {
+      ++object_->size;
+      if (const auto* integer = std::get_if<int64_t>(&value))
+        object_->numbers.emplace_back(frames_.back().key, static_cast<double>(*integer));
+      if (const auto* real = std::get_if<double>(&value))
+        object_->numbers.emplace_back(frames_.back().key, *real);
+      return true;
+    }
     assign(std::move(value));
     return true;
   }
@@ -117,6 +125,9 @@ class FieldPicker::Handler : public nlohmann::json_sax<nlohmann::json> {
     }
     if (frames_.empty()) is_object_ = object;
     if (array_ != nullptr && frames_.size() == array_depth_) ++array_->size;
+    if (object_ != nullptr && frames_.size() == object_depth_) ++object_->size;
+    // The members of sampling_params are fields of their own.
+    const bool collects = frames_.size() != 1 || frames_[0].key != "sampling_params";
     FieldValue* target = first_;
     assign(std::move(value));
     frames_.push_back({.object = object, .key = {}});
@@ -124,11 +135,16 @@ class FieldPicker::Handler : public nlohmann::json_sax<nlohmann::json> {
       array_ = &std::get<ArrayValue>(*target);
       array_depth_ = frames_.size();
     }
+    if (object && collects && target != nullptr) {
+      object_ = &std::get<ObjectValue>(*target);
+      object_depth_ = frames_.size();
+    }
     return true;
   }
 
   bool end() {
     if (array_ != nullptr && frames_.size() == array_depth_) array_ = nullptr;
+    if (object_ != nullptr && frames_.size() == object_depth_) object_ = nullptr;
     frames_.pop_back();
     return true;
   }
@@ -174,6 +190,8 @@ class FieldPicker::Handler : public nlohmann::json_sax<nlohmann::json> {
   FieldValue* second_ = nullptr;
   ArrayValue* array_ = nullptr;
   size_t array_depth_ = 0;
+  ObjectValue* object_ = nullptr;
+  size_t object_depth_ = 0;
   bool is_object_ = false;
   RowError error_ = invalid_json("not JSON");
 };

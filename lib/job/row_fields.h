@@ -9,6 +9,7 @@
 #include <optional>
 #include <string>
 #include <string_view>
+#include <utility>
 #include <variant>
 #include <vector>
 
@@ -21,7 +22,10 @@ struct ArrayValue {  // of scalars; others only count
   std::vector<int64_t> integers;
   std::vector<std::string> strings;
 };
-struct ObjectValue {};
+struct ObjectValue {  // of numbers; others only count
+  int64_t size = 0;
+  std::vector<std::pair<std::string, double>> numbers;
+};
 
 // null, true or false, an integer (uint64_t only beyond int64_t), another number, a string, an
 // array, an object.

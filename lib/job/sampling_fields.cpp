@@ -17,6 +17,10 @@ namespace {
 
 constexpr size_t kMaxStopStrings = 16;
 constexpr size_t kMaxStopBytes = 256;
+constexpr size_t kMaxBadWords = 1024;
+constexpr int64_t kMaxSamples = 1024;
+constexpr int64_t kMaxLogprobs = 20;
+constexpr double kMaxBias = 100.0;
 constexpr double kMaxPenalty = 1e6;  // of repetition: beyond it f32 logits overflow
 
 using Check = std::optional<RowError>;
@@ -58,14 +62,14 @@ Setter number(std::optional<double> SamplingFields::*field, NumberRange range) {
       };
 }
 
-Setter integer(std::optional<int64_t> SamplingFields::*field, int64_t low) {
+Setter integer(std::optional<int64_t> SamplingFields::*field, int64_t low,
+               int64_t high = std::numeric_limits<int32_t>::max()) {
   return
       [=](std::string_view name, const FieldValue& value, int64_t, SamplingFields* out) -> Check {
-        constexpr int64_t kHigh = std::numeric_limits<int32_t>::max();
         const auto* given = std::get_if<int64_t>(&value);
         if (given == nullptr) return wrong_type(name, value, "an integer");
-        if (*given < low || *given > kHigh) {
-          return invalid(name, fmt::format("{} {} is outside [{}, {}]", name, *given, low, kHigh));
+        if (*given < low || *given > high) {
+          return invalid(name, fmt::format("{} {} is outside [{}, {}]", name, *given, low, high));
         }
         out->*field = *given;
         return std::nullopt;
@@ -124,13 +128,13 @@ Check set_stop_token_ids(std::string_view name, const FieldValue& value, int64_t
   const auto* array = std::get_if<ArrayValue>(&value);
   if (array == nullptr) return wrong_type(name, value, "a list of token ids");
   if (array->size != static_cast<int64_t>(array->integers.size())) {
-    return invalid(name, "stop_token_ids holds something that is no integer");
+    return invalid(name, fmt::format("{} holds something that is no integer", name));
   }
   std::vector<int32_t> ids;
   for (const int64_t id : array->integers) {
     if (id < 0 || id >= vocab_size) {
-      return invalid(
-          name, fmt::format("stop_token_ids holds {}; the vocabulary is [0, {})", id, vocab_size));
+      return invalid(name,
+                     fmt::format("{} holds {}; the vocabulary is [0, {})", name, id, vocab_size));
     }
     ids.push_back(static_cast<int32_t>(id));
   }
@@ -138,20 +142,75 @@ Check set_stop_token_ids(std::string_view name, const FieldValue& value, int64_t
   return std::nullopt;
 }
 
-// Fields of the request surface that is not there yet: neutral values pass.
-Setter not_served(FieldValue neutral) {
-  return
-      [neutral](std::string_view name, const FieldValue& value, int64_t, SamplingFields*) -> Check {
-        const auto* given = std::get_if<int64_t>(&value);
-        const auto* passes = std::get_if<int64_t>(&neutral);
-        if (given != nullptr && passes != nullptr && *given == *passes) return std::nullopt;
-        return RowError{
-            "unsupported",
-            fmt::format(
-                "{} is not served by this version; if the column is data, give --row-params nested",
-                name),
-            std::string(name)};
-      };
+// true: the chosen token alone, unless top_logprobs says more.
+Check set_logprobs(std::string_view name, const FieldValue& value, int64_t, SamplingFields* out) {
+  if (const auto* flag = std::get_if<bool>(&value)) {
+    if (*flag) out->logprobs = 0;
+    return std::nullopt;
+  }
+  const auto* given = std::get_if<int64_t>(&value);
+  if (given == nullptr) return wrong_type(name, value, "an integer, or true or false");
+  if (*given < 0 || *given > kMaxLogprobs)
+    return invalid(name, fmt::format("{} {} is outside [0, {}]", name, *given, kMaxLogprobs));
+  out->logprobs = *given;
+  return std::nullopt;
+}
+
+// Ids in a list or as the keys of an object, every one inside the vocabulary.
+Check set_allowed_token_ids(std::string_view name, const FieldValue& value, int64_t vocab_size,
+                            SamplingFields* out) {
+  SamplingFields parsed;
+  if (auto error = set_stop_token_ids(name, value, vocab_size, &parsed)) return error;
+  std::vector<int32_t>& ids = *parsed.stop_token_ids;
+  if (ids.empty()) return invalid(name, "allowed_token_ids is empty: nothing could be drawn");
+  std::sort(ids.begin(), ids.end());
+  ids.erase(std::unique(ids.begin(), ids.end()), ids.end());
+  out->allowed_token_ids = std::move(ids);
+  return std::nullopt;
+}
+
+Check set_logit_bias(std::string_view name, const FieldValue& value, int64_t vocab_size,
+                     SamplingFields* out) {
+  const auto* object = std::get_if<ObjectValue>(&value);
+  if (object == nullptr) return wrong_type(name, value, "an object of token ids and biases");
+  if (object->size != static_cast<int64_t>(object->numbers.size()))
+    return invalid(name, "logit_bias holds a bias that is no number");
+  std::map<int32_t, float> biases;
+  for (const auto& [key, bias] : object->numbers) {
+    int64_t id = -1;
+    const auto parsed = std::from_chars(key.data(), key.data() + key.size(), id);
+    const bool number = parsed.ec == std::errc{} && parsed.ptr == key.data() + key.size();
+    if (!number || id < 0 || id >= vocab_size) {
+      return invalid(name, fmt::format("logit_bias names token {}; the vocabulary is [0, {})",
+                                       printable(key.substr(0, 40)), vocab_size));
+    }
+    if (!(bias >= -kMaxBias && bias <= kMaxBias)) {
+      return invalid(name, fmt::format("logit_bias {} of token {} is outside [{}, {}]", bias, id,
+                                       -kMaxBias, kMaxBias));
+    }
+    biases[static_cast<int32_t>(id)] = static_cast<float>(bias);
+  }
+  out->logit_bias.emplace();
+  for (const auto& [id, bias] : biases) out->logit_bias->push_back({id, bias});
+  return std::nullopt;
+}
+
+Check set_bad_words(std::string_view name, const FieldValue& value, int64_t, SamplingFields* out) {
+  const auto* array = std::get_if<ArrayValue>(&value);
+  if (array == nullptr || array->size != static_cast<int64_t>(array->strings.size()))
+    return wrong_type(name, value, "a list of strings");
+  if (array->strings.size() > kMaxBadWords) {
+    return invalid(
+        name, fmt::format("{} bad words; the limit is {}", array->strings.size(), kMaxBadWords));
+  }
+  for (const std::string& word : array->strings) {
+    if (word.empty() || word.size() > kMaxStopBytes) {
+      return invalid(name, fmt::format("a bad word of {} bytes; 1 to {} are allowed", word.size(),
+                                       kMaxStopBytes));
+    }
+  }
+  out->bad_words = array->strings;
+  return std::nullopt;
 }
 
 const std::map<std::string, Setter, std::less<>>& setters() {
@@ -165,8 +224,8 @@ const std::map<std::string, Setter, std::less<>>& setters() {
       {"frequency_penalty", number(&F::frequency_penalty, {.low = -2, .high = 2})},
       {"presence_penalty", number(&F::presence_penalty, {.low = -2, .high = 2})},
       {"top_k", integer(&F::top_k, -1)},
-      {"max_tokens", integer(&F::max_tokens, 1)},
-      {"max_completion_tokens", integer(&F::max_tokens, 1)},
+      {"max_tokens", integer(&F::max_tokens, 0)},
+      {"max_completion_tokens", integer(&F::max_tokens, 0)},
       {"min_tokens", integer(&F::min_tokens, 0)},
       {"seed", set_seed},
       {"stop", set_stop},
@@ -174,13 +233,13 @@ const std::map<std::string, Setter, std::less<>>& setters() {
       {"ignore_eos", boolean(&F::ignore_eos)},
       {"include_stop_str_in_output", boolean(&F::include_stop_str_in_output)},
       {"skip_special_tokens", boolean(&F::skip_special_tokens)},
-      {"n", not_served(int64_t{1})},
-      {"logprobs", not_served({})},
-      {"top_logprobs", not_served({})},
-      {"prompt_logprobs", not_served({})},
-      {"logit_bias", not_served({})},
-      {"allowed_token_ids", not_served({})},
-      {"bad_words", not_served({})},
+      {"n", integer(&F::n, 1, kMaxSamples)},
+      {"logprobs", set_logprobs},
+      {"top_logprobs", integer(&F::top_logprobs, 0, kMaxLogprobs)},
+      {"prompt_logprobs", integer(&F::prompt_logprobs, 0, kMaxLogprobs)},
+      {"logit_bias", set_logit_bias},
+      {"allowed_token_ids", set_allowed_token_ids},
+      {"bad_words", set_bad_words},
   };
   return kSetters;
 }
@@ -259,6 +318,13 @@ SamplingFields overlay(const SamplingFields& above, const SamplingFields& below)
   take_over(&out.ignore_eos, above.ignore_eos);
   take_over(&out.include_stop_str_in_output, above.include_stop_str_in_output);
   take_over(&out.skip_special_tokens, above.skip_special_tokens);
+  take_over(&out.n, above.n);
+  take_over(&out.logprobs, above.logprobs);
+  take_over(&out.top_logprobs, above.top_logprobs);
+  take_over(&out.prompt_logprobs, above.prompt_logprobs);
+  take_over(&out.logit_bias, above.logit_bias);
+  take_over(&out.allowed_token_ids, above.allowed_token_ids);
+  take_over(&out.bad_words, above.bad_words);
   return out;
 }
 
@@ -301,6 +367,16 @@ std::vector<SamplingFields> parse_replica_sampling(const std::string& text, int 
   return replicas;
 }
 
+void keep_prompt_only(SamplingParams* params) {
+  params->prompt_only = true;
+  params->max_tokens = 1;
+  params->min_tokens = 0;
+  params->num_logprobs = -1;
+  params->ignore_eos = true;
+  params->stop.clear();
+  params->stop_token_ids.clear();
+}
+
 Expected<SamplingParams> resolve(const SamplingFields& fields, int64_t num_prompt_tokens,
                                  int64_t max_model_len) {
   const int64_t room = max_model_len - num_prompt_tokens;
@@ -309,6 +385,13 @@ Expected<SamplingParams> resolve(const SamplingFields& fields, int64_t num_promp
   if (min_tokens > asked) {
     return tl::unexpected(invalid(
         "min_tokens", fmt::format("min_tokens {} is above max_tokens {}", min_tokens, asked)));
+  }
+  if (asked == 0 && !fields.prompt_logprobs) {
+    return tl::unexpected(invalid(
+        "max_tokens", "max_tokens 0 needs prompt_logprobs: there would be nothing to answer"));
+  }
+  if (fields.top_logprobs && *fields.top_logprobs > 0 && !fields.logprobs) {
+    return tl::unexpected(invalid("top_logprobs", "top_logprobs needs logprobs: true"));
   }
   SamplingParams params;
   params.max_tokens = checked_cast<int32_t>(std::min(asked, room));
@@ -326,6 +409,21 @@ Expected<SamplingParams> resolve(const SamplingFields& fields, int64_t num_promp
   params.ignore_eos = fields.ignore_eos.value_or(false);
   params.include_stop_str_in_output = fields.include_stop_str_in_output.value_or(false);
   params.skip_special_tokens = fields.skip_special_tokens.value_or(true);
+  params.n = checked_cast<int32_t>(fields.n.value_or(1));
+  if (params.n > 1 && params.greedy()) {
+    return tl::unexpected(
+        invalid("n", fmt::format("n {} with temperature {}: greedy samples are all alike; raise "
+                                 "temperature or leave n at 1",
+                                 params.n, params.temperature)));
+  }
+  if (fields.logprobs) {
+    params.num_logprobs =
+        checked_cast<int32_t>(std::max(*fields.logprobs, fields.top_logprobs.value_or(0)));
+  }
+  params.num_prompt_logprobs = checked_cast<int32_t>(fields.prompt_logprobs.value_or(-1));
+  params.logit_bias = fields.logit_bias.value_or(std::vector<LogitBias>());
+  params.allowed_token_ids = fields.allowed_token_ids.value_or(std::vector<int32_t>());
+  if (asked == 0) keep_prompt_only(&params);
   return params;
 }
 
@@ -345,6 +443,16 @@ uint64_t fingerprint(const SamplingFields& f) {
   add(f.ignore_eos);
   add(f.include_stop_str_in_output);
   add(f.skip_special_tokens);
+  add(f.n);
+  add(f.logprobs);
+  add(f.top_logprobs);
+  add(f.prompt_logprobs);
+  for (const LogitBias& bias : f.logit_bias.value_or(std::vector<LogitBias>()))
+    text += fmt::format("b{}:{}", bias.token_id, bias.bias);
+  for (const int32_t id : f.allowed_token_ids.value_or(std::vector<int32_t>()))
+    text += fmt::format("a{}", id);
+  for (const std::string& word : f.bad_words.value_or(std::vector<std::string>()))
+    text += fmt::format("w{}:{}", word.size(), word);
   for (const std::string& stop : f.stop.value_or(std::vector<std::string>()))
     text += fmt::format("{}:{}", stop.size(), stop);
   for (const int32_t id : f.stop_token_ids.value_or(std::vector<int32_t>()))

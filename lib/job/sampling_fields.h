@@ -24,18 +24,20 @@ struct SamplingFields {
   std::optional<uint64_t> seed;
   std::optional<std::vector<std::string>> stop;
   std::optional<std::vector<int32_t>> stop_token_ids;
-  std::optional<int64_t> n;
+  std::optional<int64_t> n, logprobs, top_logprobs, prompt_logprobs;
+  std::optional<std::vector<LogitBias>> logit_bias;       // by ascending token, one each
+  std::optional<std::vector<int32_t>> allowed_token_ids;  // ascending
+  std::optional<std::vector<std::string>> bad_words;
   std::optional<bool> ignore_eos, include_stop_str_in_output, skip_special_tokens;
 };
 
-// Every name that is a sampling field, those of later requests (n, logprobs, …) included.
+// Every name that is a sampling field.
 const std::vector<std::string>& sampling_field_names();
 
 // Fields of a body or of sampling_params that change no answer: user, metadata, store, …
 bool is_ignored_field(std::string_view name);
 
-// Sets one field; null leaves it unset. unsupported: a name that is known but not served, or
-// (nested) not known.
+// Sets one field; null leaves it unset. unsupported: a name that is not known.
 std::optional<RowError> set_field(std::string_view name, const FieldValue& value,
                                   int64_t vocab_size, SamplingFields* fields);
 
@@ -49,9 +51,12 @@ SamplingFields from_generation_config(const model::GenerationDefaults& defaults)
 std::vector<SamplingFields> parse_replica_sampling(const std::string& text, int num_replicas,
                                                    int64_t vocab_size);
 
-// max_tokens is cut to the room that the prompt leaves.
+// max_tokens is cut to the room that the prompt leaves. bad_words are the tokenizer's to fill in.
 Expected<SamplingParams> resolve(const SamplingFields& fields, int64_t num_prompt_tokens,
                                  int64_t max_model_len);
+
+// The prompt is looked at and nothing is generated.
+void keep_prompt_only(SamplingParams* params);
 
 // Hash of every value: part of a journal key.
 uint64_t fingerprint(const SamplingFields& fields);

@@ -250,12 +250,14 @@ engine::EngineStats Session::generate(engine::Engine& engine, const BuilderOptio
         overlay(replica_sampling_[static_cast<size_t>(mesh_->at.dp)], builder_options.defaults);
   }
   builder_ = std::make_unique<RequestBuilder>(builder_options, tokenizer);
-  const std::string about = fmt::format("{:016x} {:016x} {}", options_.identity,
-                                        fingerprint(builder_options), options_.return_token_ids);
+  const std::string about = fmt::format("{:016x} {:016x} {:016x}", options_.identity,
+                                        fingerprint(builder_options), fingerprint(options_.format));
+  FormatOptions format = options_.format;
+  const uint64_t run[2] = {options_.identity, summary_.hash};
+  format.run_id = io::hash_of({reinterpret_cast<const char*>(run), sizeof(run)});
   results_ = std::make_unique<ResultWriter>(
-      ResultWriter::Options{.return_token_ids = options_.return_token_ids,
-                            .request_fingerprint = io::hash_of(about)},
-      tokenizer, *lines_, *journal_);
+      ResultWriter::Options{.format = format, .request_fingerprint = io::hash_of(about)}, tokenizer,
+      *lines_, *journal_);
   FeederOptions feeder_options;
   feeder_options.threads = options_.feeder_threads;
   feeder_ = std::make_unique<Feeder>(
@@ -347,9 +349,11 @@ bool Session::finish() {
     stopped = done < summary_.num_rows && progress_->stop_requested();
     stopped = mesh_->leaders.all_reduce_max(stopped ? 1 : 0) == 1;
     if (!stopped) {
-      write_output(
-          mesh_->leaders, journal,
-          {.path = options_.output, .first_row = first_row_, .num_rows = summary_.num_rows});
+      write_output(mesh_->leaders, journal,
+                   {.path = options_.output,
+                    .errors_path = options_.errors_output,
+                    .first_row = first_row_,
+                    .num_rows = summary_.num_rows});
     }
     gather_seconds_ = seconds_since(start);
     if (mesh_->leaders.rank() == 0) warn_of_near_misses("were not read");

@@ -30,12 +30,13 @@ namespace mpinfer::job {
 struct JobOptions {
   std::vector<std::string> input = {};
   std::optional<std::string> prompt = {};  // one row instead of input
-  std::string output = {};   // "-": standard output; empty with prompt: its text on standard output
-  std::string run_dir = {};  // empty: none
+  std::string output = {};  // "-": standard output; empty with prompt: its text on standard output
+  std::string errors_output = {};  // of error rows, where format separates them
+  std::string run_dir = {};        // empty: none
   int64_t skip = 0;
   int64_t limit = -1;
   io::PartitionPolicy partition = io::PartitionPolicy::kBalanced;
-  bool return_token_ids = false;
+  FormatOptions format = {};
   io::ProgressMode progress = io::ProgressMode::kNone;
   std::optional<ErrorBudget> max_errors = {};
   int index_threads = 1;

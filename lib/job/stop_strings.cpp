@@ -35,7 +35,8 @@ std::string StopScan::text() const {
 
 std::optional<std::string> StopStrings::push(const Request& request, int32_t token_id,
                                              int32_t num_tokens) {
-  const auto running = running_.try_emplace(request.index, tokenizer_, request.sampling).first;
+  const auto running =
+      running_.try_emplace({request.index, request.sample}, tokenizer_, request.sampling).first;
   const std::string* matched = running->second.scan.push(token_id, num_tokens);
   if (matched == nullptr) return std::nullopt;
   return *matched;

@@ -6,6 +6,7 @@
 #include <map>
 #include <optional>
 #include <string>
+#include <utility>
 
 #include "lib/core/request.h"
 #include "lib/engine/engine.h"
@@ -38,7 +39,7 @@ class StopStrings : public engine::StopStringMatcher {
 
   std::optional<std::string> push(const Request& request, int32_t token_id,
                                   int32_t num_tokens) override;
-  void forget(int64_t index) override { running_.erase(index); }
+  void forget(const Request& request) override { running_.erase({request.index, request.sample}); }
 
  private:
   struct Running {
@@ -48,7 +49,7 @@ class StopStrings : public engine::StopStringMatcher {
         : sampling(params), scan(tokenizer, sampling) {}
   };
   const text::Tokenizer& tokenizer_;
-  std::map<int64_t, Running> running_;
+  std::map<std::pair<int64_t, int32_t>, Running> running_;  // by row and sample
 };
 
 }  // namespace mpinfer::job

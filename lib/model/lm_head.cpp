@@ -8,6 +8,7 @@
 namespace mpinfer::model {
 namespace {
 
+using backend::LogprobEntry;
 using backend::Matrix;
 using backend::MaxPair;
 using backend::Stream;
@@ -42,6 +43,10 @@ SampleBuffers take_buffers(Workspace& workspace, int64_t vocab, int tp, int64_t 
   return out;
 }
 
+LogprobEntry* take_entries(Workspace& workspace, int64_t rows) {
+  return workspace.take_array<LogprobEntry>(rows * (1 + backend::kMaxTopLogprobs));
+}
+
 int64_t chunk_rows(int64_t max_logit_rows, int tp) {
   return std::max<int64_t>(tp, max_logit_rows / tp * tp);
 }
@@ -73,28 +78,65 @@ struct LmHead::Impl {
         weights.lm_head, config.logits_scale);
   }
 
-  // Rank r samples rows [r * per_rank, (r + 1) * per_rank) of the chunk; the last may have fewer.
+  // Which rows of a chunk are this rank's: [first, first + count); the last rank may have fewer.
+  struct Share {
+    int64_t per_rank = 0;
+    int64_t first = 0;
+    int64_t count = 0;
+  };
+  Share share_of(int64_t rows) const {
+    const int64_t per_rank = (rows + tp.size() - 1) / tp.size();
+    const int64_t first = std::min(rows, per_rank * tp.rank());
+    return {per_rank, first, std::min(per_rank, rows - first)};
+  }
+
+  // Logits over the whole vocabulary of this rank's share of the chunk.
+  Matrix deal_logits(Stream stream, const SampleBuffers& buffers, const Matrix& hidden) {
+    const Share share = share_of(hidden.rows);
+    local_logits(stream, buffers.local, hidden);
+    tp.all_to_all(stream, buffers.received.data, buffers.local.data,
+                  share.per_rank * buffers.local.cols * size_of(DType::kF32));
+    const Matrix whole = buffers.whole.slice_rows(0, share.per_rank);
+    join(stream, whole, buffers.received);
+    return whole.slice_rows(0, share.count);
+  }
+
   void sample_chunk(Stream stream, int32_t* ids, const Matrix& hidden, const SamplingInput& input) {
     const Workspace::Scope scope(workspace);
     const SampleBuffers buffers = take_buffers(workspace, config.vocab_size, tp.size(), at_once);
-    const int64_t per_rank = (hidden.rows + tp.size() - 1) / tp.size();
-    const int64_t first = std::min(hidden.rows, per_rank * tp.rank());
-    const int64_t mine = std::min(per_rank, hidden.rows - first);
-    local_logits(stream, buffers.local, hidden);
-    tp.all_to_all(stream, buffers.received.data, buffers.local.data,
-                  per_rank * buffers.local.cols * size_of(DType::kF32));
-    const Matrix whole = buffers.whole.slice_rows(0, per_rank);
-    join(stream, whole, buffers.received);
-    int32_t* my_ids = buffers.ids + per_rank * tp.rank();
-    backend::SampleBatch batch{.logits = whole.slice_rows(0, mine), .rows = input.rows + first};
+    const Share share = share_of(hidden.rows);
+    const Matrix logits = deal_logits(stream, buffers, hidden);
+    int32_t* my_ids = buffers.ids + share.per_rank * tp.rank();
+    backend::SampleBatch batch{.logits = logits, .rows = input.rows + share.first};
     if (input.adjustment_offsets != nullptr) {
-      batch.adjustment_offsets = input.adjustment_offsets + first;
+      batch.adjustment_offsets = input.adjustment_offsets + share.first;
       batch.adjustments = input.adjustments;
     }
-    if (mine > 0) backend.sample(stream, my_ids, batch);
-    tp.all_gather(stream, buffers.ids, my_ids, per_rank * size_of(DType::kI32));
+    if (share.count > 0) {
+      if (input.row_masks != nullptr)
+        backend.mask_logits(stream, logits, input.masks, input.row_masks + share.first);
+      backend.sample(stream, my_ids, batch);
+    }
+    tp.all_gather(stream, buffers.ids, my_ids, share.per_rank * size_of(DType::kI32));
     backend.copy(stream, view(ids, DType::kI32, 1, hidden.rows),
                  view(buffers.ids, DType::kI32, 1, hidden.rows));
+  }
+
+  void logprob_chunk(Stream stream, LogprobEntry* out, const Matrix& hidden, const int32_t* ids,
+                     int32_t num_top) {
+    const Workspace::Scope scope(workspace);
+    const SampleBuffers buffers = take_buffers(workspace, config.vocab_size, tp.size(), at_once);
+    auto* gathered = take_entries(workspace, at_once);
+    const Share share = share_of(hidden.rows);
+    const Matrix logits = deal_logits(stream, buffers, hidden);
+    const int64_t width = 1 + int64_t{num_top};
+    LogprobEntry* mine = gathered + share.per_rank * width * tp.rank();
+    if (share.count > 0)
+      backend.log_softmax_top_k(stream, mine, logits, ids + share.first, num_top);
+    tp.all_gather(stream, gathered, mine,
+                  share.per_rank * width * static_cast<int64_t>(sizeof(LogprobEntry)));
+    const int64_t words = hidden.rows * width * 2;
+    backend.copy(stream, view(out, DType::kI32, 1, words), view(gathered, DType::kI32, 1, words));
   }
 };
 
@@ -146,7 +188,21 @@ void LmHead::sample(Stream stream, int32_t* ids, const Matrix& hidden, const Sam
       chunk.adjustment_offsets = input.adjustment_offsets + begin;
       chunk.adjustments = input.adjustments;
     }
+    if (input.row_masks != nullptr) {
+      chunk.row_masks = input.row_masks + begin;
+      chunk.masks = input.masks;
+    }
     m.sample_chunk(stream, ids + begin, hidden.slice_rows(begin, rows), chunk);
+  }
+}
+
+void LmHead::logprobs(Stream stream, LogprobEntry* out, const Matrix& hidden, const int32_t* ids,
+                      int32_t num_top) {
+  Impl& m = *impl_;
+  for (int64_t begin = 0; begin < hidden.rows; begin += m.at_once) {
+    const int64_t rows = std::min(m.at_once, hidden.rows - begin);
+    m.logprob_chunk(stream, out + begin * (1 + int64_t{num_top}), hidden.slice_rows(begin, rows),
+                    ids + begin, num_top);
   }
 }
 
@@ -171,6 +227,7 @@ int64_t LmHead::workspace_bytes(const ModelConfig& config, int tp, int64_t max_l
   take_pairs(pairs, tp, kGreedyRows);
   Workspace chunk;
   take_buffers(chunk, config.vocab_size, tp, chunk_rows(max_logit_rows, tp));
+  take_entries(chunk, chunk_rows(max_logit_rows, tp));
   return std::max(pairs.peak_bytes(), chunk.peak_bytes());
 }
 

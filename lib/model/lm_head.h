@@ -18,6 +18,8 @@ struct SamplingInput {
   const backend::SampleRow* rows = nullptr;               // [num_rows] device
   const int32_t* adjustment_offsets = nullptr;            // [num_rows + 1] device, or null
   const backend::LogitAdjustment* adjustments = nullptr;  // device
+  const int32_t* row_masks = nullptr;                     // [num_rows] device, or null: no masks
+  const uint32_t* masks = nullptr;                        // device
 };
 
 class LmHead {
@@ -35,6 +37,9 @@ class LmHead {
   // Stochastic or adjusted rows, in chunks of max_logit_rows; rows of a chunk are dealt over tp.
   void sample(backend::Stream stream, int32_t* ids, const backend::Matrix& hidden,
               const SamplingInput& input);
+  // out [hidden.rows, 1 + num_top] device, of the raw logits, in chunks of max_logit_rows likewise.
+  void logprobs(backend::Stream stream, backend::LogprobEntry* out, const backend::Matrix& hidden,
+                const int32_t* ids, int32_t num_top);
   // f32 logits [hidden.rows, vocab_size] gathered on every TP rank: goldens and tests.
   void logits(backend::Stream stream, const backend::Matrix& out, const backend::Matrix& hidden);
 

@@ -36,7 +36,7 @@ BAD = [
     (b'{"prompt": "x", "top_p": 0}', "invalid_param"),
     (b'{"prompt": "x", "stop": ["", "y"]}', "invalid_param"),
     (b'{"prompt": "x", "max_tokens": 2, "min_tokens": 3}', "invalid_param"),
-    (b'{"prompt": "x", "n": 2}', "unsupported"),
+    (b'{"prompt": "x", "n": 2, "temperature": 0}', "invalid_param"),
     (b'{"prompt": "x", "sampling_params": {"max_new_tokens": 2}}', "unsupported"),
     (b'{"messages": [{"role": "user", "content": "x"}]}', "template_error"),
     (b'{"custom_id": "a", "method": "POST", "url": "/v1/completions", "body": {}}', "invalid_param"),

@@ -206,13 +206,8 @@ TEST_CASE("sampling fields out of type or range name the field") {
   CHECK(f.code(with("\"sampling_params\":[1]")) == "invalid_param");
 }
 
-TEST_CASE("fields of later versions and unknown nested ones are unsupported; null is absent") {
+TEST_CASE("unknown nested fields are unsupported; null is absent") {
   const Fixture f;
-  for (const char* field : {"\"n\":2", "\"logprobs\":1", "\"prompt_logprobs\":0",
-                            "\"logit_bias\":{}", "\"bad_words\":[\"a\"]"}) {
-    CHECK(f.code(with(field)) == "unsupported");
-    CHECK(f.code(with("\"sampling_params\":{" + std::string(field) + "}")) == "unsupported");
-  }
   CHECK(f.code(with("\"sampling_params\":{\"max_new_tokens\":5}")) == "unsupported");
   CHECK(f.param(with("\"sampling_params\":{\"stream\":true}")) == "stream");
   CHECK(f.code(with("\"sampling_params\":{\"user\":\"me\",\"metadata\":{}}")).empty());
@@ -220,6 +215,81 @@ TEST_CASE("fields of later versions and unknown nested ones are unsupported; nul
                     "params\":null"))
             .empty());
   CHECK(f.code(with("\"max_new_tokens\":5,\"unknown\":{}")).empty());
+}
+
+TEST_CASE("n, log-probabilities, biases and word lists: ranges and types") {
+  const Fixture f;
+  for (const char* field : {"\"n\":0",
+                            "\"n\":1025",
+                            "\"n\":\"2\"",
+                            "\"n\":2,\"temperature\":0",
+                            "\"logprobs\":21",
+                            "\"logprobs\":-1",
+                            "\"logprobs\":\"1\"",
+                            "\"top_logprobs\":2",
+                            "\"top_logprobs\":21,\"logprobs\":true",
+                            "\"prompt_logprobs\":1.5",
+                            "\"logit_bias\":[1]",
+                            "\"logit_bias\":{\"a\":1}",
+                            "\"logit_bias\":{\"259\":1}",
+                            "\"logit_bias\":{\"-1\":1}",
+                            "\"logit_bias\":{\"5\":100.5}",
+                            "\"logit_bias\":{\"5\":\"1\"}",
+                            "\"logit_bias\":{\"5\":{\"6\":1}}",
+                            "\"allowed_token_ids\":[]",
+                            "\"allowed_token_ids\":[259]",
+                            "\"allowed_token_ids\":[1.5]",
+                            "\"bad_words\":\"a\"",
+                            "\"bad_words\":[1]",
+                            "\"bad_words\":[\"\"]",
+                            "\"max_tokens\":0",
+                            "\"max_tokens\":0,\"logprobs\":1"}) {
+    INFO(field);
+    CHECK(f.code(with(field)) == "invalid_param");
+    CHECK(f.code(with("\"sampling_params\":{" + std::string(field) + "}")) == "invalid_param");
+  }
+  const auto request = f.build(with(
+      R"("n":3,"logprobs":true,"top_logprobs":5,"prompt_logprobs":0,"logit_bias":{"7":-100,"4":1.5},
+      "allowed_token_ids":[9,4,9],"bad_words":["ab"," c"])"));
+  REQUIRE(request.has_value());
+  const SamplingParams& s = request->sampling;
+  CHECK(s.n == 3);
+  CHECK(s.num_logprobs == 5);
+  CHECK(s.num_prompt_logprobs == 0);
+  REQUIRE(s.logit_bias.size() == 2);
+  CHECK(s.logit_bias[0].token_id == 4);
+  CHECK(s.logit_bias[0].bias == 1.5F);
+  CHECK(s.allowed_token_ids == std::vector<int32_t>{4, 9});
+  const auto& t = *f.tokenizer;
+  CHECK(s.bad_words ==
+        std::vector<std::vector<int32_t>>{tests::ids_of(t, "ab"), tests::ids_of(t, "c")});
+  CHECK(
+      f.build(with("\"sampling_params\":{\"logit_bias\":{\"3\":2}}"))->sampling.logit_bias.size() ==
+      1);
+  const auto nothing = f.build(with("\"max_tokens\":0,\"prompt_logprobs\":1,\"stop\":\"a\""));
+  REQUIRE(nothing.has_value());
+  CHECK(nothing->sampling.prompt_only);
+  CHECK(nothing->sampling.stop.empty());
+}
+
+TEST_CASE("continuations: the tokens of each behind the prompt's") {
+  const Fixture f;
+  const auto request = f.build(R"({"prompt":"ab","continuations":["c","de"]})");
+  REQUIRE(request.has_value());
+  CHECK(request->prompt_token_ids == tests::ids_of(*f.tokenizer, "ab"));
+  CHECK(request->continuations ==
+        std::vector<std::vector<int32_t>>{tests::ids_of(*f.tokenizer, "c"),
+                                          tests::ids_of(*f.tokenizer, "de")});
+  CHECK(request->sampling.n == 2);
+  CHECK(request->sampling.prompt_logprobs_from == 2);
+  for (const char* given : {"[]", "\"c\"", "[1]", "[\"\"]", "[[\"a\"]]", "{}"}) {
+    INFO(given);
+    CHECK(f.param(std::string(R"({"prompt":"ab","continuations":)") + given + "}") ==
+          "continuations");
+  }
+  CHECK(f.code(R"({"prompt":"ab","continuations":[")" + std::string(63, 'x') + "\"]}") ==
+        "prompt_too_long");
+  CHECK(f.code(R"({"prompt_token_ids":[5],"continuations":["x"]})") == "unsupported");
 }
 
 TEST_CASE("every field arrives") {

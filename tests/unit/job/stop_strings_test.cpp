@@ -85,6 +85,6 @@ TEST_CASE("the matcher keeps rows apart and forgets ended ones") {
   CHECK_FALSE(matcher.push(a, x, 1));
   CHECK_FALSE(matcher.push(b, y, 1));
   CHECK(matcher.push(a, y, 2) == "xy");
-  matcher.forget(1);
+  matcher.forget({.index = 1, .prompt_token_ids = {}, .sampling = {}});
   CHECK_FALSE(matcher.push(a, y, 1));
 }
