@@ -6,7 +6,7 @@ logits_i [positions, vocab], and gaps_i (best minus second-best logit of each gr
 Beside the folders rope_cases.json: inverse frequencies and attention factors of published models' ropes.
 Needs the packages of make_tiny_models.py.
 
-    make_goldens.py [--models tests/golden]
+    make_goldens.py [--models tests/golden] [NAME ...]
 """
 
 import argparse
@@ -93,10 +93,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
     parser.add_argument("--models", type=pathlib.Path,
                         default=pathlib.Path(__file__).resolve().parent.parent / "tests" / "golden")
-    models = parser.parse_args().models
+    parser.add_argument("names", nargs="*", default=[], metavar="NAME")
+    models, names = parser.parse_args().models, parser.parse_args().names
     write_ropes(models / "rope_cases.json")
     with torch.no_grad():
         for folder in sorted(path.parent for path in models.glob("*/config.json")):
+            if names and folder.name not in names:
+                continue
             write(folder)
 
 

@@ -69,10 +69,55 @@ MODELS = {
         num_key_value_heads=4, tie_word_embeddings=True, original_max_position_embeddings=1,
         rope_parameters=rope("longrope", 10000.0, attention_factor=1.19, partial_rotary_factor=1.0,
                              short_factor=[1.0, 1.1, 1.2, 1.3], long_factor=[1.0, 1.5, 3.0, 8.0])), set()),
+    "mixtral": ("Mixtral", "bf16", dict(
+        hidden_size=32, intermediate_size=28, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2,
+        tie_word_embeddings=False, rope_parameters=rope("default", 1000000.0)), set()),
+    "olmoe": ("Olmoe", "f16", dict(
+        hidden_size=32, intermediate_size=16, num_hidden_layers=2, num_attention_heads=4,
+        num_key_value_heads=4, num_experts=6, num_experts_per_tok=3, norm_topk_prob=False,
+        tie_word_embeddings=False, rope_parameters=rope("default", 10000.0)), set()),
+    "qwen2-moe": ("Qwen2Moe", "bf16", dict(
+        hidden_size=32, intermediate_size=40, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, num_experts=4, num_experts_per_tok=2, moe_intermediate_size=20,
+        shared_expert_intermediate_size=36, norm_topk_prob=False, mlp_only_layers=[1],
+        tie_word_embeddings=False, rope_parameters=rope("default", 1000000.0)), set()),
+    "qwen3-moe": ("Qwen3Moe", "bf16", dict(
+        vocab_size=259, hidden_size=32, intermediate_size=48, num_hidden_layers=4, num_attention_heads=8,
+        num_key_value_heads=4, head_dim=8, num_experts=10, num_experts_per_tok=3, moe_intermediate_size=16,
+        norm_topk_prob=True, decoder_sparse_step=1, mlp_only_layers=[0], tie_word_embeddings=False,
+        rope_parameters=rope("default", 1000000.0)), {"tokenizer"}),
+    "glm4-moe": ("Glm4Moe", "bf16", dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=12,
+        n_shared_experts=1, first_k_dense_replace=1, n_group=4, topk_group=2, norm_topk_prob=True,
+        routed_scaling_factor=1.5, attention_bias=True, use_qk_norm=True, tie_word_embeddings=False,
+        rope_parameters=rope("default", 10000.0, partial_rotary_factor=0.5)), set()),
+    "gpt-oss": ("GptOss", "bf16", dict(
+        hidden_size=32, intermediate_size=24, num_hidden_layers=4, num_attention_heads=4,
+        num_key_value_heads=2, head_dim=8, num_local_experts=4, num_experts_per_tok=2, sliding_window=12,
+        tie_word_embeddings=False, rope_parameters=rope(
+            "yarn", 150000.0, factor=8.0, beta_fast=32.0, beta_slow=1.0, truncate=False,
+            original_max_position_embeddings=16)), set()),
+    "deepseek-v2": ("DeepseekV2", "bf16", dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=4, q_lora_rank=None, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=8,
+        v_head_dim=8, head_dim=8, n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=12,
+        n_shared_experts=2, first_k_dense_replace=1, topk_method="group_limited_greedy", n_group=4,
+        topk_group=2, norm_topk_prob=False, routed_scaling_factor=2.0, tie_word_embeddings=False,
+        rope_parameters=rope("default", 10000.0)), set()),
+    "deepseek-v3": ("DeepseekV3", "bf16", dict(
+        hidden_size=32, intermediate_size=48, num_hidden_layers=3, num_attention_heads=4,
+        num_key_value_heads=4, q_lora_rank=24, kv_lora_rank=16, qk_nope_head_dim=8, qk_rope_head_dim=4,
+        v_head_dim=6, n_routed_experts=8, num_experts_per_tok=3, moe_intermediate_size=12, n_shared_experts=1,
+        first_k_dense_replace=1, n_group=4, topk_group=2, norm_topk_prob=True, routed_scaling_factor=2.5,
+        tie_word_embeddings=False, rope_parameters=rope(
+            "yarn", 10000.0, factor=8.0, mscale=1.0, mscale_all_dim=1.0,
+            original_max_position_embeddings=16)), set()),
 }
 
 
-def randomize(model, seed):
+def randomize(model, seed, transposed):
     """Weights wide enough that attention and logits differ clearly between positions."""
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
@@ -82,8 +127,13 @@ def randomize(model, seed):
                 parameter.copy_(1.0 + 0.2 * drawn)
             elif parameter.dim() == 1:
                 parameter.copy_(0.1 * drawn)
+            elif parameter.dim() == 3 and not transposed:  # experts [expert, out, in]
+                parameter.copy_(drawn / parameter.shape[2] ** 0.5)
             else:
                 parameter.copy_(drawn / parameter.shape[1] ** 0.5)
+        for name, buffer in sorted(model.named_buffers()):
+            if name.endswith("e_score_correction_bias"):
+                buffer.copy_(0.2 * torch.randn(buffer.shape, generator=generator))
 
 
 def old_spelling(folder):
@@ -116,7 +166,7 @@ def write(name, folder):
     family, dtype, fields, extras = MODELS[name]
     config = getattr(transformers, family + "Config")(**{**COMMON, **fields})
     model = getattr(transformers, family + "ForCausalLM")(config)
-    randomize(model, seed=list(MODELS).index(name) + 1)
+    randomize(model, seed=list(MODELS).index(name) + 1, transposed=family == "GptOss")
     model = model.to(DTYPES[dtype])
     kept = folder / "golden.safetensors"
     golden = kept.read_bytes() if kept.exists() else None

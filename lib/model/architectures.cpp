@@ -21,7 +21,8 @@ float multiplier(const ConfigReader& reader, const char* field, double absent) {
   return static_cast<float>(reader.number(field, absent, kMultiplier));
 }
 
-// Every layer has the window (Mistral, Phi-3); absent: what the architecture's class says.
+}  // namespace
+
 void window_everywhere(const ConfigReader& reader, ModelConfig& config, int64_t absent) {
   if (reader.is_null("sliding_window")) return;  // full attention
   const int64_t window = reader.integer("sliding_window", absent, kWindow);
@@ -49,6 +50,8 @@ std::vector<bool> windowed_by_type(const ConfigReader& reader, const ModelConfig
   return windowed;
 }
 
+namespace {
+
 // Qwen2, Qwen3 and SmolLM3: the window counts only with use_sliding_window; which layers have it is
 // said by layer_types, else by by_default.
 void window_by_layer(const ConfigReader& reader, ModelConfig& config, int64_t absent_window,
@@ -69,12 +72,16 @@ void window_by_layer(const ConfigReader& reader, ModelConfig& config, int64_t ab
                     static_cast<int32_t>(window));
 }
 
+}  // namespace
+
 void window_from_layer(const ConfigReader& reader, ModelConfig& config) {
   const int64_t from = reader.integer("max_window_layers", 28, {0, kMaxLayers});
   std::vector<bool> windowed;
   for (int32_t i = 0; i < config.num_layers(); ++i) windowed.push_back(i >= from);
   window_by_layer(reader, config, 4096, windowed);
 }
+
+namespace {
 
 void fill_llama(const ConfigReader& reader, ModelConfig& config) {
   config.qkv_bias = config.o_bias = reader.boolean("attention_bias", false);
@@ -145,7 +152,7 @@ struct Architecture {
   bool tied_by_default;
 };
 
-constexpr std::array<Architecture, 7> kArchitectures = {{
+constexpr std::array<Architecture, 13> kArchitectures = {{
     {"LlamaForCausalLM", fill_llama, false},
     {"MistralForCausalLM", fill_mistral, false},
     {"Qwen2ForCausalLM", fill_qwen2, false},
@@ -153,6 +160,12 @@ constexpr std::array<Architecture, 7> kArchitectures = {{
     {"SmolLM3ForCausalLM", fill_smollm3, true},
     {"GraniteForCausalLM", fill_granite, false},
     {"Phi3ForCausalLM", fill_phi3, false},
+    {"MixtralForCausalLM", fill_mixtral, false},
+    {"OlmoeForCausalLM", fill_olmoe, false},
+    {"Qwen2MoeForCausalLM", fill_qwen2_moe, false},
+    {"Qwen3MoeForCausalLM", fill_qwen3_moe, false},
+    {"Glm4MoeForCausalLM", fill_glm4_moe, false},
+    {"GptOssForCausalLM", fill_gpt_oss, false},
 }};
 
 }  // namespace

@@ -22,6 +22,21 @@ RopeConfig read_rope(const ConfigReader& reader, const ModelConfig& config, doub
 // Layers of a window (from_layer on, or those named by layer_types) and the cache groups they need.
 void set_window_layers(ModelConfig& config, const std::vector<bool>& windowed, int32_t window);
 
+// Every layer has the window (Mistral, Phi-3); absent: what the architecture's class says.
+void window_everywhere(const ConfigReader& reader, ModelConfig& config, int64_t absent);
+// layer_types, one a layer.
+std::vector<bool> windowed_by_type(const ConfigReader& reader, const ModelConfig& config);
+// Qwen: layers from max_window_layers on, with use_sliding_window.
+void window_from_layer(const ConfigReader& reader, ModelConfig& config);
+
+// Architectures with experts (architectures_moe.cpp).
+void fill_mixtral(const ConfigReader& reader, ModelConfig& config);
+void fill_olmoe(const ConfigReader& reader, ModelConfig& config);
+void fill_qwen2_moe(const ConfigReader& reader, ModelConfig& config);
+void fill_qwen3_moe(const ConfigReader& reader, ModelConfig& config);
+void fill_glm4_moe(const ConfigReader& reader, ModelConfig& config);
+void fill_gpt_oss(const ConfigReader& reader, ModelConfig& config);
+
 std::string known_architectures();
 
 }  // namespace mpinfer::model

@@ -2,6 +2,7 @@
 
 #include <fmt/ranges.h>
 
+#include <algorithm>
 #include <cmath>
 
 #include "lib/core/error.h"
@@ -135,8 +136,12 @@ bool splits(int64_t size, int tp) {  // no rank's part of ceil(size / tp) is emp
 
 bool is_valid_tp(const ModelConfig& config, int tp) {
   const int32_t kv = config.num_key_value_heads;
+  const MoeConfig& moe = config.moe;
   return tp >= 1 && config.num_attention_heads % tp == 0 && (kv % tp == 0 || tp % kv == 0) &&
-         splits(config.vocab_size, tp) && splits(config.intermediate_size, tp);
+         splits(config.vocab_size, tp) && splits(config.intermediate_size, tp) &&
+         (tp == 1 || !config.qk_norm_whole) &&
+         (moe.num_experts == 0 || splits(moe.intermediate_size, tp)) &&
+         (moe.shared_intermediate_size == 0 || splits(moe.shared_intermediate_size, tp));
 }
 
 }  // namespace
@@ -196,9 +201,32 @@ void require_valid_tp(const ModelConfig& config, int tp) {
   throw Error(
       ExitCode::kUsage,
       fmt::format("--tp {} does not fit the model: it must divide {} query heads, and one of "
-                  "tp and {} KV heads must divide the other; valid: {}",
+                  "tp and {} KV heads must divide the other{}; valid: {}",
                   tp, config.num_attention_heads, config.num_key_value_heads,
+                  config.qk_norm_whole ? ", and its norm over all heads takes tp 1 alone" : "",
                   fmt::join(valid_tp(config, config.num_attention_heads), ", ")));
+}
+
+std::vector<int> valid_ep(const ModelConfig& config, int dp, int tp) {
+  std::vector<int> out = {1};
+  for (int k = 1; config.has_experts() && k <= dp; ++k) {
+    if (dp % k == 0 && k * tp > 1 && k * tp <= config.moe.num_experts) out.push_back(k * tp);
+  }
+  return out;
+}
+
+void require_valid_ep(const ModelConfig& config, int dp, int tp, int ep) {
+  const std::vector<int> valid = valid_ep(config, dp, tp);
+  if (std::find(valid.begin(), valid.end(), ep) != valid.end()) return;
+  if (!config.has_experts()) {
+    throw Error(ExitCode::kUsage,
+                fmt::format("--ep {}: {} has no experts; valid: 1", ep, config.architecture));
+  }
+  throw Error(
+      ExitCode::kUsage,
+      fmt::format("--ep {} does not fit dp {} and tp {}: it is 1, tp, or tp times a divisor "
+                  "of dp, and at most {} experts; valid: {}",
+                  ep, dp, tp, config.moe.num_experts, fmt::join(valid, ", ")));
 }
 
 }  // namespace mpinfer::model

@@ -39,6 +39,37 @@ struct CacheGroup {
 struct LayerConfig {
   int32_t cache_group = 0;
   bool rope = true;
+  bool moe = false;  // experts instead of the dense MLP
+};
+
+// How a checkpoint spells its experts.
+enum class ExpertNames : uint8_t {
+  kProj,     // mlp.experts.E.{gate,up,down}_proj.weight, mlp.gate
+  kMixtral,  // block_sparse_moe.experts.E.{w1,w3,w2}.weight, block_sparse_moe.gate
+  kGptOss,   // mlp.experts.{gate_up,down}_proj [experts, in, out] with biases, mlp.router
+};
+
+// The routing rule (backend::RouteOptions says what the fields mean) and the experts' shapes.
+struct MoeConfig {
+  int32_t num_experts = 0;  // 0: a dense model
+  int32_t top_k = 0;
+  int64_t intermediate_size = 0;  // of one expert
+  backend::RouterScore score = backend::RouterScore::kSoftmax;
+  bool renormalise = false;
+  float scale = 1.0F;
+  int32_t num_groups = 1;
+  int32_t top_groups = 1;
+  int32_t best_of_group = 1;
+  bool router_bias = false;
+  bool correction = false;               // e_score_correction_bias
+  bool expert_bias = false;              // of both products
+  int64_t shared_intermediate_size = 0;  // 0: no shared expert
+  const char* shared_name = "";          // mlp.<name>.{gate,up,down}_proj
+  bool shared_gate = false;              // its result is multiplied by sigmoid(x · gate)
+  ExpertNames names = ExpertNames::kProj;
+  backend::Activation activation = backend::Activation::kSilu;
+  float swiglu_alpha = 1.702F;
+  float swiglu_limit = 7.0F;
 };
 
 struct ModelConfig {
@@ -56,6 +87,8 @@ struct ModelConfig {
   bool o_bias = false;
   bool mlp_bias = false;
   bool qk_norm = false;        // per head, before rope
+  bool qk_norm_whole = false;  // over all heads together (OLMoE), which tp cannot cut
+  bool sinks = false;          // a logit per query head for an extra, empty key
   bool fused_qkv = false;      // checkpoint has qkv_proj (Phi-3)
   bool fused_gate_up = false;  // checkpoint has gate_up_proj (Phi-3)
   backend::Activation activation = backend::Activation::kSilu;
@@ -64,6 +97,8 @@ struct ModelConfig {
   float attention_scale = 0.0F;  // already 1/sqrt(head_dim) where the config is silent
   float logits_scale = 1.0F;     // logits are multiplied by it
   RopeConfig rope;
+  MoeConfig moe;
+  int32_t num_extra_layers = 0;  // of the checkpoint, behind the model's own; not read
   std::vector<LayerConfig> layers;
   std::vector<CacheGroup> cache_groups;
   DType dtype = DType::kBF16;          // of the checkpoint
@@ -71,6 +106,7 @@ struct ModelConfig {
   int32_t bos_token_id = -1;
 
   int32_t num_layers() const { return static_cast<int32_t>(layers.size()); }
+  bool has_experts() const { return moe.num_experts > 0; }
 };
 
 // generation_config.json's sampling defaults, as far as they are given; -1 or NaN free: has_* says
@@ -91,5 +127,10 @@ GenerationDefaults load_generation_defaults(const std::string& path);
 // tp and the KV heads divides the other.
 void require_valid_tp(const ModelConfig& config, int tp);
 std::vector<int> valid_tp(const ModelConfig& config, int limit);
+
+// ep is 1, tp or tp times a divisor of dp, at most the number of experts, and 1 for a dense model.
+// Throws Error(kUsage) naming what would be valid.
+void require_valid_ep(const ModelConfig& config, int dp, int tp, int ep);
+std::vector<int> valid_ep(const ModelConfig& config, int dp, int tp);
 
 }  // namespace mpinfer::model

@@ -1,11 +1,13 @@
 #include "lib/model/loader.h"
 
+#include <fmt/ranges.h>
 #include <xxhash.h>
 
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 #include <exception>
+#include <map>
 #include <mutex>
 #include <numeric>
 #include <thread>
@@ -15,17 +17,15 @@
 #include "lib/core/log.h"
 #include "lib/model/dummy.h"
 #include "lib/model/params.h"
+#include "lib/model/placement.h"
 #include "lib/model/safetensors.h"
 
 namespace mpinfer::model {
 namespace {
 
-using backend::Weight;
-
 constexpr int64_t kStagingBytes = int64_t{64} << 20;  // of all reading threads together
 constexpr int kMaxThreads = 16;                       // so that each can hold the widest row
 constexpr int64_t kMaxChunk = int64_t{8} << 20;
-constexpr int64_t kAlignment = 256;
 constexpr int64_t kMaxConfigBytes = int64_t{4} << 20;
 
 [[noreturn]] void refuse(const std::string& what) {
@@ -61,14 +61,14 @@ std::vector<const StoredTensor*> match(const Checkpoint& checkpoint,
       refuse(fmt::format("{}: tensor {} is missing", printable(directory), parameter.name));
     }
     const std::string path = checkpoint.path_of(*tensor);
-    const bool same = parameter.cols == 0
-                          ? tensor->rank == 1 && tensor->shape[0] == parameter.rows
-                          : tensor->rank == 2 && tensor->shape[0] == parameter.rows &&
-                                tensor->shape[1] == parameter.cols;
-    if (!same) {
-      refuse(fmt::format("{}: tensor {} has shape {}, config.json asks for [{}{}]", printable(path),
-                         parameter.name, shape_of(*tensor), parameter.rows,
-                         parameter.cols == 0 ? "" : fmt::format(", {}", parameter.cols)));
+    std::vector<int64_t> wanted;
+    if (parameter.outer > 0) wanted.push_back(parameter.outer);
+    wanted.push_back(parameter.rows);
+    if (parameter.cols > 0) wanted.push_back(parameter.cols);
+    if (!std::equal(wanted.begin(), wanted.end(), tensor->shape.begin(),
+                    tensor->shape.begin() + tensor->rank)) {
+      refuse(fmt::format("{}: tensor {} has shape {}, config.json asks for [{}]", printable(path),
+                         parameter.name, shape_of(*tensor), fmt::join(wanted, ", ")));
     }
     dtype_of(*tensor, path);
     out.push_back(tensor);
@@ -86,15 +86,6 @@ std::vector<const StoredTensor*> match(const Checkpoint& checkpoint,
   return out;
 }
 
-// Memory of one target: a packed weight, or a vector that is collected here and uploaded at the
-// end.
-struct Placed {
-  Target target;
-  Weight weight = {};
-  void* device = nullptr;
-  std::vector<float> vector = {};
-};
-
 // One chunk of one tensor; sorted by place in the files.
 struct Job {
   size_t parameter = 0;
@@ -102,51 +93,26 @@ struct Job {
   Piece piece;
 };
 
-int64_t align_up(int64_t bytes) {
-  return (bytes + kAlignment - 1) / kAlignment * kAlignment;
-}
-
-std::vector<Placed> place(backend::Backend& backend, const ModelConfig& config,
-                          const ShardOf& shard, StageWeights& out) {
-  const auto packed = [&](int64_t rows, int64_t cols, DType dtype) {
-    return backend.packed_bytes(rows, cols, dtype);
-  };
-  out.bytes = weight_bytes(config, shard, packed);
-  out.memory.push_back(backend.allocate(out.bytes));
-  char* at = static_cast<char*>(out.memory.back().data());
-  std::vector<Placed> all;
-  for (const Target& target : shard_targets(config, shard)) {
-    Placed placed{.target = target, .device = at};
-    if (target.cols == 0) {
-      placed.vector.assign(static_cast<size_t>(target.rows), 0.0F);
-      at += align_up(target.rows * size_of(DType::kF32));
-    } else {
-      placed.weight = backend.make_weight(at, target.rows, target.cols, config.dtype);
-      at += align_up(packed(target.rows, target.cols, config.dtype));
-    }
-    all.push_back(std::move(placed));
-  }
-  return all;
-}
-
 std::vector<Job> make_jobs(const ModelConfig& config, const ShardOf& shard,
                            const std::vector<Parameter>& table, const std::vector<Placed>& placed,
                            int64_t chunk_bytes) {
+  std::map<std::pair<Slot, int32_t>, size_t> places;
+  for (size_t i = 0; i < placed.size(); ++i) {
+    places[{placed[i].target.slot, placed[i].target.layer}] = i;
+  }
   std::vector<Job> jobs;
   for (size_t p = 0; p < table.size(); ++p) {
     Slot slot = Slot::kEmbedding;
     if (!holds(shard, config, table[p], &slot)) continue;
-    const auto target = std::find_if(placed.begin(), placed.end(), [&](const Placed& candidate) {
-      return candidate.target.slot == slot && candidate.target.layer == table[p].layer;
-    });
-    MPINFER_CHECK(target != placed.end(), "no place for {}", table[p].name);
-    const auto index = static_cast<size_t>(target - placed.begin());
+    const auto place = places.find({slot, table[p].layer});
+    MPINFER_CHECK(place != places.end(), "no place for {}", table[p].name);
+    const size_t index = place->second;
     for (const Piece& piece : shard_pieces(config, shard, table[p])) {
       const int64_t row_bytes = piece.cols * size_of(DType::kF32);
       const int64_t rows = std::max<int64_t>(1, chunk_bytes / row_bytes);
       for (int64_t done = 0; done < piece.rows; done += rows) {
         Piece chunk = piece;
-        chunk.source_row += done;
+        (piece.transposed ? chunk.source_col : chunk.source_row) += done;
         chunk.rows = std::min(rows, piece.rows - done);
         chunk.first_row += done * piece.row_step;
         jobs.push_back({p, index, chunk});
@@ -169,6 +135,12 @@ bool is_norm(Slot slot) {
          slot == Slot::kKNorm || slot == Slot::kPostAttentionNorm;
 }
 
+// A row of the source is a column of the staged piece.
+template <class T>
+void scatter_column(T* staging, const T* row, const Piece& piece, int64_t column) {
+  for (int64_t r = 0; r < piece.rows; ++r) staging[r * piece.cols + column] = row[r];
+}
+
 void draw(const Source& source, const Job& job, float* staging) {
   const Parameter& parameter = source.table[job.parameter];
   const Piece& piece = job.piece;
@@ -177,9 +149,30 @@ void draw(const Source& source, const Job& job, float* staging) {
     std::fill(staging, staging + piece.rows * piece.cols, 1.0F);
     return;
   }
+  if (piece.transposed) {
+    std::vector<float> row(static_cast<size_t>(piece.rows));
+    for (int64_t c = 0; c < piece.cols; ++c) {
+      fill_normal(row.data(), source.seed, parameter.name,
+                  (piece.source_row + c) * cols + piece.source_col, piece.rows);
+      scatter_column(staging, row.data(), piece, c);
+    }
+    return;
+  }
   for (int64_t r = 0; r < piece.rows; ++r) {
     fill_normal(staging + r * piece.cols, source.seed, parameter.name,
                 (piece.source_row + r) * cols + piece.source_col, piece.cols);
+  }
+}
+
+template <class T>
+void read_transposed(const ModelFile& file, T* staging, const Piece& piece, int64_t offset,
+                     int64_t cols) {
+  std::vector<T> row(static_cast<size_t>(piece.rows));
+  for (int64_t c = 0; c < piece.cols; ++c) {
+    const int64_t at = (piece.source_row + c) * cols + piece.source_col;
+    file.read(row.data(), offset + at * static_cast<int64_t>(sizeof(T)),
+              piece.rows * static_cast<int64_t>(sizeof(T)));
+    scatter_column(staging, row.data(), piece, c);
   }
 }
 
@@ -189,7 +182,15 @@ void read(const Source& source, const Job& job, char* staging) {
   const ModelFile& file = source.checkpoint->files()[static_cast<size_t>(tensor.file)];
   const Piece& piece = job.piece;
   const int64_t width = width_of(tensor.dtype);
-  const int64_t cols = tensor.rank == 2 ? tensor.shape[1] : 1;
+  const int64_t cols = std::max<int64_t>(source.table[job.parameter].cols, 1);
+  if (piece.transposed) {
+    if (width == 4) {
+      return read_transposed(file, static_cast<uint32_t*>(static_cast<void*>(staging)), piece,
+                             tensor.offset, cols);
+    }
+    return read_transposed(file, static_cast<uint16_t*>(static_cast<void*>(staging)), piece,
+                           tensor.offset, cols);
+  }
   const int64_t begin = tensor.offset + (piece.source_row * cols + piece.source_col) * width;
   const int64_t row_bytes = piece.cols * width;
   if (piece.cols == cols) {
@@ -227,8 +228,8 @@ void run_job(backend::Backend& backend, std::mutex& backend_mutex, const Source&
   const Piece& piece = job.piece;
   if (placed.target.cols != 0) {
     const std::lock_guard lock(backend_mutex);
-    backend.pack_rows(placed.weight, piece.first_row, piece.row_step, staging, dtype, piece.rows,
-                      piece.cols);
+    backend.pack_rows(placed.weight_of(piece.expert), piece.first_row, piece.row_step, staging,
+                      dtype, piece.rows, piece.cols);
     return;
   }
   for (int64_t i = 0; i < piece.rows; ++i) {
@@ -265,59 +266,6 @@ void run_jobs(backend::Backend& backend, const Source& source, const std::vector
   if (failure) std::rethrow_exception(failure);
 }
 
-void set_slot(StageWeights& out, const Placed& placed) {
-  const int32_t layer = placed.target.layer;
-  LayerWeights none;
-  LayerWeights& into = layer < 0 ? none : out.layers[static_cast<size_t>(layer - out.stage.begin)];
-  switch (placed.target.slot) {
-    case Slot::kEmbedding:
-      out.embedding = placed.weight;
-      break;
-    case Slot::kFinalNorm:
-      out.final_norm = placed.device;
-      break;
-    case Slot::kLmHead:
-      out.lm_head = placed.weight;
-      break;
-    case Slot::kInputNorm:
-      into.input_norm = placed.device;
-      break;
-    case Slot::kQkv:
-      into.qkv = placed.weight;
-      break;
-    case Slot::kQkvBias:
-      into.qkv_bias = placed.device;
-      break;
-    case Slot::kQNorm:
-      into.q_norm = placed.device;
-      break;
-    case Slot::kKNorm:
-      into.k_norm = placed.device;
-      break;
-    case Slot::kO:
-      into.o = placed.weight;
-      break;
-    case Slot::kOBias:
-      into.o_bias = placed.device;
-      break;
-    case Slot::kPostAttentionNorm:
-      into.post_attention_norm = placed.device;
-      break;
-    case Slot::kGateUp:
-      into.gate_up = placed.weight;
-      break;
-    case Slot::kGateUpBias:
-      into.gate_up_bias = placed.device;
-      break;
-    case Slot::kDown:
-      into.down = placed.weight;
-      break;
-    case Slot::kDownBias:
-      into.down_bias = placed.device;
-      break;
-  }
-}
-
 }  // namespace
 
 uint64_t check_checkpoint(const std::string& directory, const ModelConfig& config) {
@@ -345,14 +293,21 @@ StageWeights load_weights(backend::Backend& backend, const std::string& director
   out.last = shard.stage_index == shard.num_stages - 1;
   out.tp = shard.tp;
   out.tp_rank = shard.tp_rank;
+  out.ep = shard.ep;
+  out.ep_rank = shard.ep_rank;
+  const Part experts = expert_part(config, shard.ep, shard.ep_rank);
+  out.first_expert = checked_cast<int32_t>(experts.begin);
+  out.num_experts = checked_cast<int32_t>(experts.size);
   out.vocab_begin = ceil_part(config.vocab_size, shard.tp, shard.tp_rank).begin;
   out.layers.resize(static_cast<size_t>(shard.stage.end - shard.stage.begin));
-  std::vector<Placed> placed = place(backend, config, shard, out);
+  std::vector<Placed> placed = place_weights(backend, config, shard, out);
 
   const int used_threads = std::clamp(threads, 1, kMaxThreads);
-  const int64_t widest = std::max({config.hidden_size, config.intermediate_size,
-                                   int64_t{config.num_attention_heads} * config.head_dim}) *
-                         size_of(DType::kF32);
+  const int64_t widest =
+      std::max({config.hidden_size, config.intermediate_size, config.moe.intermediate_size,
+                config.moe.shared_intermediate_size,
+                int64_t{config.num_attention_heads} * config.head_dim}) *
+      size_of(DType::kF32);
   const int64_t chunk = std::max(widest, std::min(kMaxChunk, kStagingBytes / used_threads));
   std::vector<Job> jobs = make_jobs(config, shard, table, placed, chunk);
   if (source.checkpoint != nullptr) {

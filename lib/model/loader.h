@@ -28,6 +28,18 @@ struct LayerWeights {
   const void* gate_up_bias = nullptr;
   backend::Weight down;             // [hidden, local intermediate]
   const void* down_bias = nullptr;  // only on tp rank 0
+  const void* sinks = nullptr;      // f32 [local q heads] or null
+  // Of a layer with experts, instead of gate_up and down:
+  backend::Weight router;                     // [experts, hidden]
+  const void* router_bias = nullptr;          // f32 [experts] or null
+  const void* router_correction = nullptr;    // likewise
+  backend::ExpertWeights expert_gate_up;      // each [2 * local intermediate, hidden], interleaved
+  backend::ExpertWeights expert_down;         // each [hidden, local intermediate]
+  const void* expert_gate_up_bias = nullptr;  // f32 [local experts, 2 * local intermediate] or null
+  const void* expert_down_bias = nullptr;     // f32 [local experts, hidden] or null
+  backend::Weight shared_gate_up;             // [2 * local intermediate, hidden], interleaved
+  backend::Weight shared_down;                // [hidden, local intermediate]
+  backend::Weight shared_gate;                // [1, hidden]
 };
 
 struct StageWeights {
@@ -36,6 +48,10 @@ struct StageWeights {
   bool last = false;   // has final norm and LM head
   int tp = 1;
   int tp_rank = 0;
+  int ep = 1;
+  int ep_rank = 0;
+  int32_t first_expert = 0;  // the rank's: [first_expert, first_expert + num_experts)
+  int32_t num_experts = 0;
   backend::Weight embedding;  // local vocabulary rows [vocab_begin, vocab_begin + out_features)
   int64_t vocab_begin = 0;
   const void* final_norm = nullptr;
@@ -51,6 +67,8 @@ struct ShardOf {  // which part of the model this rank holds
   int stage_index = 0;
   int tp = 1;
   int tp_rank = 0;
+  int ep = 1;       // 1: every expert is cut by TP; else whole experts, dealt to ep ranks
+  int ep_rank = 0;  // member of the lockstep group * tp + tp_rank
 };
 
 enum class LoadFormat : uint8_t { kAuto, kDummy };
@@ -66,8 +84,9 @@ StageWeights load_weights(backend::Backend& backend, const std::string& director
                           const ModelConfig& config, const ShardOf& shard, LoadFormat format,
                           uint64_t seed, int threads);
 
-// Bytes of a packed weight by (out_features, in_features, dtype): Backend::packed_bytes.
-using PackedBytes = std::function<int64_t(int64_t, int64_t, DType)>;
+// Bytes of a packed weight by (out_features, in_features, dtype, of an expert):
+// Backend::packed_bytes, packed_expert_bytes.
+using PackedBytes = std::function<int64_t(int64_t, int64_t, DType, bool)>;
 
 // Bytes of weights on this rank, from the parameter table alone; without packed the plain sizes.
 int64_t weight_bytes(const ModelConfig& config, const ShardOf& shard,

@@ -30,6 +30,17 @@ enum class Slot : uint8_t {
   kGateUpBias,
   kDown,
   kDownBias,
+  kSinks,
+  kRouter,
+  kRouterBias,
+  kRouterCorrection,
+  kExpertGateUp,
+  kExpertGateUpBias,
+  kExpertDown,
+  kExpertDownBias,
+  kSharedGateUp,
+  kSharedDown,
+  kSharedGate,
 };
 
 // Which part of a tensor a TP rank takes.
@@ -46,6 +57,19 @@ enum class ShardRule : uint8_t {
   kGateUpRows,  // Phi-3: all of gate, then all of up
   kQCols,       // columns of the rank's query heads
   kIntermediateCols,
+  kQHeads,  // elements, one a query head
+  kSharedGateRows,
+  kSharedUpRows,
+  kSharedCols,
+  // Experts: of the rank's experts; with ep 1, of all experts the rank's part of the intermediate
+  // size.
+  kExpertGateRows,
+  kExpertUpRows,
+  kExpertCols,
+  kExpertGateUpTransposed,  // gpt-oss: [experts, hidden, 2 * intermediate], interleaved already
+  kExpertDownTransposed,    // gpt-oss: [experts, intermediate, hidden]
+  kExpertGateUpBiases,      // [experts, 2 * intermediate]
+  kExpertDownBiases,        // [experts, hidden]: where an expert is cut, on TP rank 0 alone
 };
 
 struct Parameter {
@@ -54,11 +78,15 @@ struct Parameter {
   ShardRule rule = ShardRule::kReplicated;
   int32_t layer = -1;  // -1: not in a layer
   int64_t rows = 0;
-  int64_t cols = 0;  // 0: a vector of rows elements
+  int64_t cols = 0;     // 0: a vector of rows elements
+  int32_t expert = -1;  // of a tensor that is one expert's
+  int64_t outer = 0;    // > 0: a tensor of that many such matrices or vectors, one an expert
 };
 
 // A rectangle of a tensor and its place in a target: source row i goes to row first_row + i *
 // row_step.
+// Of a stacked tensor, rows are counted through all its matrices. Transposed: rows and cols are the
+// target's, whose (r, c) is the source's (source_row + c, source_col + r).
 struct Piece {
   int64_t source_row = 0;
   int64_t source_col = 0;
@@ -66,6 +94,8 @@ struct Piece {
   int64_t cols = 0;  // 1 for a vector
   int64_t first_row = 0;
   int64_t row_step = 1;
+  int64_t expert = 0;  // of the target: counted among the rank's
+  bool transposed = false;
 };
 
 // One weight or vector of a rank.
@@ -73,7 +103,8 @@ struct Target {
   Slot slot = Slot::kEmbedding;
   int32_t layer = -1;
   int64_t rows = 0;
-  int64_t cols = 0;  // 0: f32 vector of rows elements
+  int64_t cols = 0;     // 0: f32 vector of rows elements
+  int64_t experts = 0;  // > 0: that many experts' weights, each [rows, cols]
 };
 
 struct Part {  // [begin, begin + size)
@@ -86,6 +117,11 @@ Part ceil_part(int64_t total, int parts, int rank);
 // Query heads and KV heads of a TP rank.
 Part query_heads(const ModelConfig& config, int tp, int tp_rank);
 Part kv_heads(const ModelConfig& config, int tp, int tp_rank);
+
+// Experts of a rank: the first (experts mod ep) ranks hold one more.
+Part expert_part(const ModelConfig& config, int ep, int ep_rank);
+// Its part of each expert's intermediate size: all of it unless experts are cut by TP (ep 1).
+Part expert_intermediate(const ModelConfig& config, const ShardOf& shard);
 
 std::vector<Parameter> parameter_table(const ModelConfig& config);
 

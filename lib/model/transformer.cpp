@@ -7,6 +7,7 @@
 #include "lib/model/boundary.h"
 #include "lib/model/embedding.h"
 #include "lib/model/mlp.h"
+#include "lib/model/moe.h"
 #include "lib/model/params.h"
 #include "lib/model/rope.h"
 
@@ -22,25 +23,31 @@ struct StepSizes {  // of one TP rank
   int64_t q_width = 0;
   int64_t qkv_width = 0;
   int64_t intermediate = 0;
+  MoeSizes moe = {};
 };
 
-StepSizes step_sizes(const ModelConfig& config, int tp, int tp_rank) {
+StepSizes step_sizes(const ModelConfig& config, const ShardOf& shard) {
+  const int tp = shard.tp;
+  const int tp_rank = shard.tp_rank;
   const int64_t q_width = query_heads(config, tp, tp_rank).size * config.head_dim;
   const int64_t kv_width = kv_heads(config, tp, tp_rank).size * config.head_dim;
   return {.hidden = config.hidden_size,
           .q_width = q_width,
           .qkv_width = q_width + 2 * kv_width,
-          .intermediate = ceil_part(config.intermediate_size, tp, tp_rank).size};
+          .intermediate = ceil_part(config.intermediate_size, tp, tp_rank).size,
+          .moe = moe_sizes(config, shard)};
 }
 
 struct StepBuffers {
   Matrix normed;  // [num_rows, hidden_size]
   AttentionBuffers attention;
   MlpBuffers mlp;
+  MoeBuffers moe;
 };
 
 // Attention and MLP never live together: they share their temporaries' memory.
-StepBuffers take_buffers(Workspace& workspace, const StepSizes& sizes, int64_t rows, DType dtype) {
+StepBuffers take_buffers(Workspace& workspace, const ModelConfig& config, const StepSizes& sizes,
+                         int64_t rows, DType dtype) {
   StepBuffers out;
   out.normed = workspace.take(rows, sizes.hidden, dtype);
   const Matrix partial = workspace.take(rows, sizes.hidden, dtype);
@@ -52,7 +59,19 @@ StepBuffers take_buffers(Workspace& workspace, const StepSizes& sizes, int64_t r
   const int64_t chunk = std::min(rows, mlp_chunk_rows(sizes.intermediate, dtype));
   out.mlp.gate_up = workspace.take(chunk, 2 * sizes.intermediate, dtype);
   out.mlp.activated = workspace.take(chunk, sizes.intermediate, dtype);
+  if (config.has_experts()) {
+    workspace.reset(mark);
+    out.moe = take_moe_buffers(workspace, config, sizes.moe, partial);
+  }
   return out;
+}
+
+ShardOf shard_of(const StageWeights& weights) {
+  return {.stage = weights.stage,
+          .tp = weights.tp,
+          .tp_rank = weights.tp_rank,
+          .ep = weights.ep,
+          .ep_rank = weights.ep_rank};
 }
 
 }  // namespace
@@ -67,6 +86,7 @@ struct Transformer::Impl {
   StepSizes sizes;
   backend::Buffer rope_table = {};
   backend::RopeView rope = {};
+  backend::Buffer counts = {};  // i64 [layers, experts]
 
   void make_rope(int64_t max_positions) {
     const std::vector<float> table = model::rope_table(config.rope, max_positions);
@@ -96,7 +116,15 @@ struct Transformer::Impl {
                                     stream, buffers.normed, batch, buffers.attention);
     reduce_add_norm(boundary, stream, buffers.normed, attended, residual,
                     layer.post_attention_norm);
-    const Partial mixed = mlp(backend, stream, buffers.normed, config, layer, buffers.mlp);
+    const Partial mixed =
+        config.layers[static_cast<size_t>(layer_id)].moe
+            ? moe({.backend = backend,
+                   .config = config,
+                   .stage = weights,
+                   .weights = layer,
+                   .counts = static_cast<int64_t*>(counts.data()) + index * config.moe.num_experts},
+                  stream, buffers.normed, buffers.moe)
+            : mlp(backend, stream, buffers.normed, config, layer, buffers.mlp);
     if (at + 1 == weights.layers.size()) {
       reduce_add(boundary, stream, mixed, residual);
     } else {
@@ -109,18 +137,20 @@ struct Transformer::Impl {
 Transformer::Transformer(backend::Backend& backend, comm::Communicator& tp,
                          const ModelConfig& config, const StageWeights& weights, KvCache& cache,
                          Workspace& workspace, int64_t max_positions)
-    : impl_(
-          std::make_unique<Impl>(Impl{.backend = backend,
-                                      .tp = tp,
-                                      .config = config,
-                                      .weights = weights,
-                                      .cache = cache,
-                                      .workspace = workspace,
-                                      .sizes = step_sizes(config, weights.tp, weights.tp_rank)})) {
+    : impl_(std::make_unique<Impl>(Impl{.backend = backend,
+                                        .tp = tp,
+                                        .config = config,
+                                        .weights = weights,
+                                        .cache = cache,
+                                        .workspace = workspace,
+                                        .sizes = step_sizes(config, shard_of(weights))})) {
   MPINFER_CHECK(tp.size() == weights.tp && tp.rank() == weights.tp_rank,
                 "weights of rank {} of {} on rank {} of {}", weights.tp_rank, weights.tp, tp.rank(),
                 tp.size());
   impl_->make_rope(max_positions);
+  const int64_t bytes = std::ssize(weights.layers) * config.moe.num_experts * 8;
+  impl_->counts = backend.allocate(bytes);
+  backend.fill_bytes(Stream::kCompute, impl_->counts.data(), 0, bytes);
 }
 
 Transformer::~Transformer() = default;
@@ -134,7 +164,7 @@ void Transformer::forward(Stream stream, const BatchInput& batch, const Matrix& 
   if (batch.num_rows == 0) return;
   const Workspace::Scope scope(m.workspace);
   const StepBuffers buffers =
-      take_buffers(m.workspace, m.sizes, batch.num_rows, m.backend.activation_dtype());
+      take_buffers(m.workspace, m.config, m.sizes, batch.num_rows, m.backend.activation_dtype());
   if (m.weights.first) {
     embed(m.backend, m.tp, stream, residual, m.config, m.weights, batch.ids);
   }
@@ -146,10 +176,19 @@ void Transformer::forward(Stream stream, const BatchInput& batch, const Matrix& 
 }
 
 int64_t Transformer::workspace_bytes(const ModelConfig& config, int tp, int64_t max_rows,
-                                     DType activation) {
+                                     DType activation, int ep) {
   Workspace measuring;
-  take_buffers(measuring, step_sizes(config, tp, 0), max_rows, activation);
+  take_buffers(measuring, config, step_sizes(config, {.stage = {}, .tp = tp, .ep = ep}), max_rows,
+               activation);
   return measuring.peak_bytes();
+}
+
+std::vector<int64_t> Transformer::expert_counts() const {
+  std::vector<int64_t> out(static_cast<size_t>(impl_->counts.bytes()) / 8);
+  impl_->backend.download(Stream::kCompute, out.data(), impl_->counts.data(),
+                          impl_->counts.bytes());
+  impl_->backend.synchronize();
+  return out;
 }
 
 }  // namespace mpinfer::model

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <memory>
+#include <vector>
 
 #include "lib/backend/backend.h"
 #include "lib/backend/workspace.h"
@@ -30,7 +31,11 @@ class Transformer {
 
   // Bytes of workspace that one forward of max_rows rows takes, by a dry run of the same code.
   static int64_t workspace_bytes(const ModelConfig& config, int tp, int64_t max_rows,
-                                 DType activation);
+                                 DType activation, int ep = 1);
+
+  // Rows that chose each expert since the start, [layers of the stage, experts]; zeros in dense
+  // layers, nothing for a dense model. Waits for the device.
+  std::vector<int64_t> expert_counts() const;
 
  private:
   struct Impl;

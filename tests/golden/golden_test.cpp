@@ -103,8 +103,9 @@ int wrong_tokens(const std::map<std::pair<size_t, int64_t>, int32_t>& ids, size_
 void check_against_goldens(const ReplicaOptions& options, const std::vector<Golden>& goldens) {
   for (const Answers& answers : run_replica(options, sequences_of(goldens))) {
     for (size_t s = 0; s < goldens.size(); ++s) {
-      INFO(options.directory << " tp " << options.tp << " pp " << options.pp << " chunk "
-                             << options.chunk << " prompt " << s);
+      INFO(options.directory << " tp " << options.tp << (options.whole_experts ? " ep = tp" : "")
+                             << " pp " << options.pp << " chunk " << options.chunk << " prompt "
+                             << s);
       CHECK(logit_error(answers, s, goldens[s]) < kTolerance);
       CHECK(wrong_tokens(answers.greedy, s, goldens[s]) == 0);
       CHECK(wrong_tokens(answers.sampled, s, goldens[s]) == 0);
@@ -114,8 +115,9 @@ void check_against_goldens(const ReplicaOptions& options, const std::vector<Gold
 
 const std::vector<std::string>& model_names() {
   static const std::vector<std::string> kNames = {
-      "granite",       "llama-8h2kv",  "llama-8h4kv",  "llama-linear", "mistral-window",
-      "phi3-longrope", "phi3-partial", "qwen2-window", "qwen3-yarn",   "smollm3-nope"};
+      "glm4-moe",       "gpt-oss",   "granite",    "llama-8h2kv",   "llama-8h4kv",  "llama-linear",
+      "mistral-window", "mixtral",   "olmoe",      "phi3-longrope", "phi3-partial", "qwen2-moe",
+      "qwen2-window",   "qwen3-moe", "qwen3-yarn", "smollm3-nope"};
   return kNames;
 }
 
@@ -136,15 +138,19 @@ TEST_CASE("logits and greedy tokens equal transformers' at every tp and pp") {
     for (const int tp : valid_tp(config, 8)) {
       check_against_goldens({.directory = directory, .tp = tp, .chunk = tp % 2 == 0 ? 7 : 1024},
                             goldens);
+      if (tp == 1 || !config.has_experts()) continue;
+      check_against_goldens(
+          {.directory = directory, .tp = tp, .pp = 2, .whole_experts = true, .chunk = 9}, goldens);
     }
     check_against_goldens(
         {.directory = directory, .pp = config.num_layers(), .chunk = 3, .block_size = 16}, goldens);
+    if (valid_tp(config, 2).size() < 2) continue;
     check_against_goldens({.directory = directory, .tp = 2, .pp = 2, .chunk = 5}, goldens);
   }
 }
 
 TEST_CASE("at equal tp the bits do not depend on pp, chunk, block size or threads") {
-  for (const std::string name : {"llama-8h4kv", "qwen2-window"}) {
+  for (const std::string name : {"llama-8h4kv", "qwen2-window", "qwen3-moe"}) {
     const std::string directory = model_directory(name);
     const std::vector<TokenSequence> sequences = sequences_of(read_goldens(directory));
     for (const int tp : {1, 2}) {

@@ -109,7 +109,7 @@ class Rank {
     for (const TokenSequence& sequence : sequences) most_rows += std::ssize(sequence.tokens);
     const DType activation = backend_.activation_dtype();
     workspace_ = backend::Workspace(backend_.allocate(
-        std::max(Transformer::workspace_bytes(config_, tp.size(), most_rows, activation),
+        std::max(Transformer::workspace_bytes(config_, tp.size(), most_rows, activation, ep()),
                  LmHead::workspace_bytes(config_, tp.size(), kMaxLogitRows, activation))));
     memory_ = backend::Workspace(backend_.allocate(
         4096 + most_rows * (2 * config_.hidden_size + config_.vocab_size + 64) * 4));
@@ -126,6 +126,8 @@ class Rank {
   }
 
  private:
+  int ep() const { return options_.whole_experts ? tp_.size() : 1; }
+
   void make_stages(const std::vector<int32_t>& num_blocks) {
     const std::vector<StageLayers> split = balance_stages(config_, options_.pp, {});
     for (int index = 0; index < options_.pp; ++index) {
@@ -136,7 +138,9 @@ class Rank {
                                     .num_stages = options_.pp,
                                     .stage_index = index,
                                     .tp = tp_.size(),
-                                    .tp_rank = tp_.rank()},
+                                    .tp_rank = tp_.rank(),
+                                    .ep = ep(),
+                                    .ep_rank = options_.whole_experts ? tp_.rank() : 0},
                                    options_.dummy ? LoadFormat::kDummy : LoadFormat::kAuto, 11, 2);
       stage.cache =
           std::make_unique<KvCache>(backend_, config_, layers, tp_.size(), options_.block_size,

@@ -15,7 +15,8 @@ struct ReplicaOptions {
   std::string directory;
   int tp = 1;
   int pp = 1;
-  int64_t chunk = 1024;  // prompt tokens of a sequence and step
+  bool whole_experts = false;  // ep = tp instead of 1
+  int64_t chunk = 1024;        // prompt tokens of a sequence and step
   int32_t block_size = 4;
   int threads = 1;  // of each rank's backend
   bool dummy = false;

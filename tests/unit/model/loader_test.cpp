@@ -214,8 +214,9 @@ TEST_CASE("weight_bytes is what the loader takes") {
   const std::string directory = fmt::format("{}/llama-8h2kv", MPINFER_GOLDEN_DIR);
   const ModelConfig config = load_model_config(directory);
   const auto backend = backend::make_cpu_backend({.threads = 1, .simd_target = ""});
-  const PackedBytes packed = [&](int64_t rows, int64_t cols, DType dtype) {
-    return backend->packed_bytes(rows, cols, dtype);
+  const PackedBytes packed = [&](int64_t rows, int64_t cols, DType dtype, bool expert) {
+    return expert ? backend->packed_expert_bytes(rows, cols, dtype)
+                  : backend->packed_bytes(rows, cols, dtype);
   };
   for (const int tp : {1, 8}) {
     const ShardOf shard{.stage = {1, 3}, .num_stages = 2, .stage_index = 1, .tp = tp, .tp_rank = 0};
