@@ -133,6 +133,27 @@ inline int64_t expert_elements(int64_t out_features, int64_t in_features) {
 void pack_expert_rows(cudaStream_t stream, void* weight, const void* source, ElementType dtype,
                       int64_t in_features, int64_t first_row, int64_t row_step, int64_t rows);
 
+// Rows first_row + i * row_step of a weight, drawn by place (backend::NormalRows). Columns
+// together: a row is consecutive in the tensor, and rows are line_stride apart; else the other way
+// round.
+struct NormalArgs {
+  void* weight = nullptr;
+  ElementType dtype = ElementType::kBF16;
+  ElementType declared = ElementType::kBF16;
+  bool tiled = false;
+  int64_t in_features = 0;
+  int64_t first_row = 0;
+  int64_t row_step = 1;
+  int64_t rows = 0;
+  uint64_t seed = 0;
+  uint64_t tensor = 0;
+  int64_t begin = 0;
+  int64_t line_stride = 0;
+  bool columns_together = true;
+  float deviation = 1.0F;
+};
+void draw_rows(cudaStream_t stream, const NormalArgs& args);
+
 // Choices (row * top_k + place) of local experts sorted by expert, and the row tiles of that list.
 // Made on the device; counters: [num_experts + 1], zero before and after.
 struct ExpertOrder {

@@ -223,6 +223,22 @@ struct MemoryInfo {
   int64_t total_bytes = 0;
 };
 
+// Rows of a packed weight that are drawn where they lie (lib/core/normal.h): row i is weight row
+// first_row + i * row_step, its element c is the tensor's at begin + i * row_stride + c *
+// column_stride, of which one is 1.
+struct NormalRows {
+  Weight weight;
+  int64_t first_row = 0;
+  int64_t row_step = 1;
+  int64_t rows = 0;
+  uint64_t seed = 0;
+  uint64_t tensor = 0;
+  int64_t begin = 0;
+  int64_t row_stride = 0;
+  int64_t column_stride = 1;
+  float deviation = 1.0F;
+};
+
 class Backend;
 
 // Device memory, freed with its owner. Alignment 256 bytes.
@@ -299,7 +315,9 @@ class Backend {
                          const void* source, DType source_dtype, int64_t rows,
                          int64_t source_stride) = 0;
 
-  // The same for one expert's weight, which moe_experts alone reads; pack_rows fills it too.
+  // Fills rows without a source; backends differ in the last bits.
+  virtual void draw_rows(const NormalRows& args) = 0;
+  // Like packed_bytes and make_weight for one expert's weight, which moe_experts alone reads.
   virtual int64_t packed_expert_bytes(int64_t out_features, int64_t in_features,
                                       DType dtype) const = 0;
   virtual Weight make_expert_weight(void* data, int64_t out_features, int64_t in_features,

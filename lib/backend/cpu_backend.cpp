@@ -6,6 +6,7 @@
 #include "lib/backend/convert.h"
 #include "lib/backend/cpu_backend_impl.h"
 #include "lib/backend/host_memory.h"
+#include "lib/core/normal.h"
 
 namespace mpinfer::backend {
 namespace {
@@ -136,6 +137,39 @@ void CpuBackend::pack_rows(const Weight& weight, int64_t first_row, int64_t row_
                   source_dtype, weight.in_features);
     }
   });
+}
+
+void CpuBackend::draw_rows(const NormalRows& args) {
+  constexpr int64_t kFloats = int64_t{1} << 21;
+  MPINFER_CHECK(args.row_stride == 1 || args.column_stride == 1, "strides {} and {}",
+                args.row_stride, args.column_stride);
+  const int64_t cols = args.weight.in_features;
+  const int64_t at_once = std::max<int64_t>(1, kFloats / cols);
+  std::vector<float> drawn(static_cast<size_t>(std::min(at_once, args.rows) * cols));
+  for (int64_t first = 0; first < args.rows; first += at_once) {
+    const int64_t rows = std::min(at_once, args.rows - first);
+    const int64_t begin = args.begin + first * args.row_stride;
+    if (args.column_stride == 1) {
+      for_rows(rows, 16 * cols, [&](int64_t from, int64_t to) {
+        for (int64_t r = from; r < to; ++r) {
+          fill_normal(drawn.data() + r * cols, args.seed, args.tensor, begin + r * args.row_stride,
+                      cols, args.deviation);
+        }
+      });
+    } else {
+      for_rows(cols, 16 * rows, [&](int64_t from, int64_t to) {
+        std::vector<float> column(static_cast<size_t>(rows));
+        for (int64_t c = from; c < to; ++c) {
+          fill_normal(column.data(), args.seed, args.tensor, begin + c * args.column_stride, rows,
+                      args.deviation);
+          for (int64_t r = 0; r < rows; ++r)
+            drawn[static_cast<size_t>(r * cols + c)] = column[static_cast<size_t>(r)];
+        }
+      });
+    }
+    pack_rows(args.weight, args.first_row + first * args.row_step, args.row_step, drawn.data(),
+              DType::kF32, rows, cols);
+  }
 }
 
 void CpuBackend::gather_rows(Stream, const Matrix& out, const Matrix& x, const int32_t* rows) {

@@ -35,6 +35,7 @@ class CpuBackend final : public Backend {
   void pack_rows(const Weight& weight, int64_t first_row, int64_t row_step, const void* source,
                  DType source_dtype, int64_t rows, int64_t source_stride) override;
 
+  void draw_rows(const NormalRows& args) override;
   int64_t packed_expert_bytes(int64_t out_features, int64_t in_features,
                               DType dtype) const override {
     return packed_bytes(out_features, in_features, dtype);

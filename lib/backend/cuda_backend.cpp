@@ -230,4 +230,27 @@ void CudaBackend::pack_rows(const Weight& weight, int64_t first_row, int64_t row
   MPINFER_CUDA(cudaStreamSynchronize(stream_of(Stream::kCopy)));
 }
 
+void CudaBackend::draw_rows(const NormalRows& args) {
+  MPINFER_CHECK(args.row_stride == 1 || args.column_stride == 1, "strides {} and {}",
+                args.row_stride, args.column_stride);
+  MPINFER_CUDA(cudaSetDevice(options_.device));
+  const bool columns_together = args.column_stride == 1;
+  kernels::cuda::draw_rows(stream_of(Stream::kCopy),
+                           {.weight = args.weight.data,
+                            .dtype = element_type(args.weight.dtype),
+                            .declared = element_type(declared_dtype(args.weight)),
+                            .tiled = (args.weight.layout & kExpertLayout) != 0,
+                            .in_features = args.weight.in_features,
+                            .first_row = args.first_row,
+                            .row_step = args.row_step,
+                            .rows = args.rows,
+                            .seed = args.seed,
+                            .tensor = args.tensor,
+                            .begin = args.begin,
+                            .line_stride = columns_together ? args.row_stride : args.column_stride,
+                            .columns_together = columns_together,
+                            .deviation = args.deviation});
+  check_launch();
+}
+
 }  // namespace mpinfer::backend

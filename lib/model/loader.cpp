@@ -15,7 +15,7 @@
 
 #include "lib/core/error.h"
 #include "lib/core/log.h"
-#include "lib/model/dummy.h"
+#include "lib/core/normal.h"
 #include "lib/model/params.h"
 #include "lib/model/placement.h"
 #include "lib/model/safetensors.h"
@@ -141,27 +141,40 @@ void scatter_column(T* staging, const T* row, const Piece& piece, int64_t column
   for (int64_t r = 0; r < piece.rows; ++r) staging[r * piece.cols + column] = row[r];
 }
 
-void draw(const Source& source, const Job& job, float* staging) {
+constexpr float kDeviation = 0.02F;
+
+uint64_t tensor_key(const Parameter& parameter) {
+  return XXH3_64bits(parameter.name.data(), parameter.name.size());
+}
+
+// Where a weight's element lies in its tensor, for the backend to draw it in place.
+backend::NormalRows normal_rows(const Source& source, const Job& job,
+                                const backend::Weight& weight) {
   const Parameter& parameter = source.table[job.parameter];
   const Piece& piece = job.piece;
   const int64_t cols = std::max<int64_t>(parameter.cols, 1);
+  return {.weight = weight,
+          .first_row = piece.first_row,
+          .row_step = piece.row_step,
+          .rows = piece.rows,
+          .seed = source.seed,
+          .tensor = tensor_key(parameter),
+          .begin = piece.source_row * cols + piece.source_col,
+          .row_stride = piece.transposed ? 1 : cols,
+          .column_stride = piece.transposed ? cols : 1,
+          .deviation = kDeviation};
+}
+
+// A vector's elements.
+void draw(const Source& source, const Job& job, float* staging) {
+  const Parameter& parameter = source.table[job.parameter];
+  const Piece& piece = job.piece;
   if (is_norm(parameter.slot)) {
-    std::fill(staging, staging + piece.rows * piece.cols, 1.0F);
+    std::fill(staging, staging + piece.rows, 1.0F);
     return;
   }
-  if (piece.transposed) {
-    std::vector<float> row(static_cast<size_t>(piece.rows));
-    for (int64_t c = 0; c < piece.cols; ++c) {
-      fill_normal(row.data(), source.seed, parameter.name,
-                  (piece.source_row + c) * cols + piece.source_col, piece.rows);
-      scatter_column(staging, row.data(), piece, c);
-    }
-    return;
-  }
-  for (int64_t r = 0; r < piece.rows; ++r) {
-    fill_normal(staging + r * piece.cols, source.seed, parameter.name,
-                (piece.source_row + r) * cols + piece.source_col, piece.cols);
-  }
+  fill_normal(staging, source.seed, tensor_key(parameter), piece.source_row, piece.rows,
+              kDeviation);
 }
 
 template <class T>
@@ -217,6 +230,11 @@ float element(const char* data, DType dtype, int64_t index) {
 // threads.
 void run_job(backend::Backend& backend, std::mutex& backend_mutex, const Source& source,
              const Job& job, Placed& placed, char* staging) {
+  const backend::Weight weight = placed.weight_of(job.piece.expert);
+  if (source.checkpoint == nullptr && placed.target.cols != 0) {
+    const std::lock_guard lock(backend_mutex);
+    return backend.draw_rows(normal_rows(source, job, weight));
+  }
   DType dtype = DType::kF32;
   if (source.checkpoint == nullptr) {
     draw(source, job, static_cast<float*>(static_cast<void*>(staging)));
@@ -228,8 +246,8 @@ void run_job(backend::Backend& backend, std::mutex& backend_mutex, const Source&
   const Piece& piece = job.piece;
   if (placed.target.cols != 0) {
     const std::lock_guard lock(backend_mutex);
-    backend.pack_rows(placed.weight_of(piece.expert), piece.first_row, piece.row_step, staging,
-                      dtype, piece.rows, piece.cols);
+    backend.pack_rows(weight, piece.first_row, piece.row_step, staging, dtype, piece.rows,
+                      piece.cols);
     return;
   }
   for (int64_t i = 0; i < piece.rows; ++i) {

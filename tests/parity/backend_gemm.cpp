@@ -1,5 +1,6 @@
 // GEMM and its two heads (maximum, logits) against a double-precision loop; bits of a row in any
 // batch.
+#include "lib/core/normal.h"
 #include "tests/parity/backend_fixture.h"
 
 namespace mpinfer::backend::parity {
@@ -110,6 +111,55 @@ TEST_CASE("a weight packs from any source type, in chunks and interleaved") {
     }
     check_close(run_gemm(*backend, weight, a, s.rows), product(a, interleaved, s),
                 tolerance(*backend), 4.0);
+  }
+}
+
+TEST_CASE("draw_rows draws a tensor's elements by place, however it is cut") {
+  constexpr int64_t kRows = 70;
+  constexpr int64_t kCols = 45;
+  std::vector<float> whole(kRows * kCols);
+  fill_normal(whole.data(), 11, 99, 0, kRows * kCols, 0.5F);
+  // What a product with the unit matrix shows of a weight.
+  const auto columns_of = [](Backend& backend, const Weight& weight) {
+    std::vector<float> unit(static_cast<size_t>(weight.in_features * weight.in_features), 0.0F);
+    for (int64_t i = 0; i < weight.in_features; ++i) {
+      unit[static_cast<size_t>(i * weight.in_features + i)] = 1.0F;
+    }
+    return run_gemm(backend, weight, unit, weight.in_features);
+  };
+  for (const Maker& maker : makers()) {
+    const auto backend = maker.make();
+    CAPTURE(maker.name);
+    // Rows [3, 65) and columns [6, 43) to every other row; then the same piece transposed.
+    for (const bool transposed : {false, true}) {
+      const int64_t rows = transposed ? 37 : 62;
+      const int64_t cols = transposed ? 62 : 37;
+      DeviceBytes bytes(*backend, backend->packed_bytes(2 * rows, cols, DType::kF32));
+      const Weight weight = backend->make_weight(bytes.data(), 2 * rows, cols, DType::kF32);
+      for (const int64_t first : {0, 1}) {
+        backend->draw_rows({.weight = weight,
+                            .first_row = first,
+                            .row_step = 2,
+                            .rows = rows,
+                            .seed = 11,
+                            .tensor = 99,
+                            .begin = 3 * kCols + 6,
+                            .row_stride = transposed ? 1 : kCols,
+                            .column_stride = transposed ? kCols : 1,
+                            .deviation = 0.5F});
+      }
+      backend->synchronize();
+      bytes.check_guards();
+      std::vector<double> want;
+      for (int64_t c = 0; c < cols; ++c) {
+        for (int64_t r = 0; r < 2 * rows; ++r) {
+          const int64_t row = 3 + (transposed ? c : r / 2);
+          const int64_t column = 6 + (transposed ? r / 2 : c);
+          want.push_back(double{whole[static_cast<size_t>(row * kCols + column)]});
+        }
+      }
+      check_close(columns_of(*backend, weight), want, std::max(1e-4, tolerance(*backend)), 0.01);
+    }
   }
 }
 
