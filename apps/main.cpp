@@ -46,10 +46,10 @@ Start parse_on_rank_0(int argc, char** argv, const comm::HostComm& world) {
   return start;
 }
 
-int run(const Options& options, comm::HostComm world) {
+int run(const Options& options, comm::HostComm world, LastWords& last_words) {
   switch (options.command) {
     case Command::kRun:
-      return run_command(options, std::move(world));
+      return run_command(options, std::move(world), last_words);
     case Command::kPlan:
       return world.rank() == 0 ? plan_command(options, world.size()) : 0;
     case Command::kCheck:
@@ -61,9 +61,11 @@ int run(const Options& options, comm::HostComm world) {
 }
 
 // Last words of a rank that cannot go on. A world of one needs no abort.
-int give_up(const comm::HostComm& world, int exit_code, const std::string& what) {
+int give_up(const comm::HostComm& world, const LastWords& last_words, int exit_code,
+            const std::string& what) {
   std::fflush(stdout);  // what was said before comes first
   spdlog::error("{}", what);
+  if (last_words.say) last_words.say(exit_code, what);
   spdlog::default_logger()->flush();
   if (world.size() > 1) comm::MpiSession::abort(exit_code);
   return exit_code;
@@ -75,20 +77,22 @@ int guarded(int argc, char** argv) {
   const Start start = parse_on_rank_0(argc, argv, world);
   if (!start.go) return start.exit_code;
   const int rank = world.rank();
-  const comm::HostComm last_words = world.duplicate();
+  const comm::HostComm everyone = world.duplicate();
+  LastWords last_words;
   try {
     const Options options = deserialise(start.options);
     set_up_log({options.log_level, options.log_format == "json", rank, comm::host_name()});
-    const int exit_code = run(options, std::move(world));
+    const int exit_code = run(options, std::move(world), last_words);
     // A launcher takes any rank's code for a failure: only rank 0 speaks.
     return rank == 0 ? exit_code : 0;
   } catch (const Error& error) {
     spdlog::debug("thrown at {}", error.where());
-    return give_up(last_words, static_cast<int>(error.exit_code()), error.what());
+    return give_up(everyone, last_words, static_cast<int>(error.exit_code()), error.what());
   } catch (const std::bad_alloc&) {
-    return give_up(last_words, static_cast<int>(ExitCode::kOutOfResource), "host memory ran out");
+    return give_up(everyone, last_words, static_cast<int>(ExitCode::kOutOfResource),
+                   "host memory ran out");
   } catch (const std::exception& error) {
-    return give_up(last_words, static_cast<int>(ExitCode::kInternal),
+    return give_up(everyone, last_words, static_cast<int>(ExitCode::kInternal),
                    fmt::format("internal error: {}", error.what()));
   }
 }

@@ -102,6 +102,10 @@ std::vector<OptionSpec> make_table() {
   add(files, "prompt", "", "TEXT", "one row without a file, answer on stdout",
       [](Options& o, const Values& v) { o.prompt = v.back(); });
   add(files, "overwrite", "", "", "replace OUT and its run directory", on(&Options::overwrite));
+  add(files, "resume", "", "auto|never|require",
+      "go on with the run in the run directory (default: auto, if there is one)",
+      choice(&Options::resume, {"auto", "never", "require"}));
+  add(files, "retry-errors", "", "", "run the rows again that failed", on(&Options::retry_errors));
 
   add(layout, "tp", "--tensor-parallel-size", "T", "tensor-parallel ranks (-tp); default: planner",
       small(&Options::tp, 1, 4096));
@@ -275,8 +279,9 @@ std::vector<std::string> options_of(Command command) {
       "overwrite", "log-level",     "decode",          "apply-chat-template",
       "system",    "chat-template", "prompt-template", "served-model-name"};
   static const std::vector<std::string> not_plan = {
-      "output", "run-dir",     "prompt",        "overwrite",    "return-token-ids", "progress",
-      "report", "load-format", "output-format", "output-field", "samples",          "errors"};
+      "output",   "run-dir", "prompt",      "overwrite",     "return-token-ids",
+      "progress", "report",  "load-format", "output-format", "output-field",
+      "samples",  "errors",  "resume",      "retry-errors"};
   const auto in = [](const std::vector<std::string>& names, const std::string& name) {
     return std::find(names.begin(), names.end(), name) != names.end();
   };

@@ -138,6 +138,20 @@ void read_environment(const Values& known, Options& options) {
   }
 }
 
+// What Slurm says; a value that is no number is none.
+Options::Job read_job() {
+  const auto text = [](const char* name) {
+    const char* value = std::getenv(name);
+    return std::string(value == nullptr ? "" : value);
+  };
+  const auto number = [&](const char* name) {
+    return static_cast<int64_t>(std::strtoll(text(name).c_str(), nullptr, 10));
+  };
+  return {.id = text("SLURM_JOB_ID"),
+          .restart_count = number("SLURM_RESTART_COUNT"),
+          .end_time = number("SLURM_JOB_END_TIME")};
+}
+
 // ---- resolving
 
 void resolve(Options& options) {
@@ -327,6 +341,8 @@ Parsed parse_options(int argc, const char* const* argv) {
   }
   resolve(options);
   validate(options);
+  options.job = read_job();
+  options.arguments.assign(argv + 1, argv + argc);
   find_models(options);
   return parsed;
 }
@@ -335,6 +351,10 @@ std::string serialise(const Options& options) {
   // CBOR, not text: file names need not be UTF-8.
   const std::vector<uint8_t> bytes =
       nlohmann::json::to_cbor({{"command", static_cast<int>(options.command)},
+                               {"arguments", options.arguments},
+                               {"job_id", options.job.id},
+                               {"job_restart_count", options.job.restart_count},
+                               {"job_end_time", options.job.end_time},
                                {"given", options.given},
                                {"origin", options.origin}});
   return {bytes.begin(), bytes.end()};
@@ -344,6 +364,10 @@ Options deserialise(const std::string& bytes) {
   const auto json = nlohmann::json::from_cbor(bytes);
   Options options;
   options.command = static_cast<Command>(json.at("command").get<int>());
+  options.arguments = json.at("arguments").get<std::vector<std::string>>();
+  json.at("job_id").get_to(options.job.id);
+  json.at("job_restart_count").get_to(options.job.restart_count);
+  json.at("job_end_time").get_to(options.job.end_time);
   options.given = json.at("given").get<std::map<std::string, Values>>();
   options.origin = json.at("origin").get<std::map<std::string, std::string>>();
   resolve(options);

@@ -51,6 +51,8 @@ struct Options {
   std::string output_format = "auto", output_field = "output", samples = "list", errors = "inline";
   std::string too_long = "error";
   bool overwrite = false;
+  std::string resume = "auto";
+  bool retry_errors = false;
   std::string errors_ok = "0", max_errors;
   double step_timeout = 60.0;
   std::string progress = "auto", log_level = "info", log_format = "text", report;
@@ -59,6 +61,15 @@ struct Options {
   int64_t plan_gpu_memory = 0;
   // tokenize
   bool decode = false;
+
+  // What a job manager says of this job; rank 0 reads it.
+  struct Job {
+    std::string id;             // SLURM_JOB_ID
+    int64_t restart_count = 0;  // SLURM_RESTART_COUNT
+    int64_t end_time = 0;       // SLURM_JOB_END_TIME, seconds since 1970; 0: not known
+  };
+  Job job;
+  std::vector<std::string> arguments;  // as given, without the program's name; rank 0
 
   // Long name → the values as given, and where they came from ("--tp", "MPINFER_TP", "run.toml:
   // tp").

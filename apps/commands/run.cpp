@@ -5,27 +5,21 @@
 
 #include <chrono>
 #include <cstring>
-#include <ctime>
 #include <filesystem>
 #include <memory>
 
 #include "apps/commands/commands.h"
-#include "apps/commands/planning.h"
+#include "apps/commands/replica.h"
 #include "apps/commands/row_setup.h"
+#include "apps/commands/run_identity.h"
 #include "apps/commands/run_setup.h"
-#include "lib/backend/workspace.h"
-#include "lib/comm/mpi_communicator.h"
-#include "lib/comm/nccl_communicator.h"
 #include "lib/comm/watch.h"
 #include "lib/core/error.h"
 #include "lib/core/log.h"
 #include "lib/engine/engine.h"
 #include "lib/io/progress.h"
 #include "lib/job/report.h"
-#include "lib/model/kv_cache.h"
-#include "lib/model/lm_head.h"
 #include "lib/model/loader.h"
-#include "lib/model/transformer.h"
 #include "lib/text/tokenizer.h"
 
 namespace mpinfer::apps {
@@ -42,66 +36,6 @@ int64_t peak_memory() {
   ::getrusage(RUSAGE_SELF, &usage);
   return int64_t{usage.ru_maxrss} * 1024;
 }
-
-// The parts of one rank of a replica with rows, in the order they are built.
-class Replica {
- public:
-  Replica(const Options& options, const model::ModelConfig& config, const planner::Plan& plan,
-          const comm::Mesh& mesh, Device& device, comm::Watch& watch)
-      : backend_(*device.backend) {
-    const auto make = device.cuda ? comm::make_nccl_communicator : comm::make_mpi_communicator;
-    tp_ = make(mesh.tp, backend_, watch, "tp");
-    pp_ = make(mesh.pp, backend_, watch, "pp");
-    const model::StageLayers stage = plan.stages[static_cast<size_t>(mesh.at.pp)];
-    const model::ShardOf shard{stage, mesh.layout.pp, mesh.at.pp, mesh.layout.tp, mesh.at.tp};
-    const auto format =
-        options.load_format == "dummy" ? model::LoadFormat::kDummy : model::LoadFormat::kAuto;
-    weights_ = std::make_unique<model::StageWeights>(model::load_weights(
-        backend_, options.model, config, shard, format, options.seed, device.threads));
-    const DType activation = backend_.activation_dtype();
-    engine_options_.block_size =
-        options.block_size > 0 ? static_cast<int32_t>(options.block_size) : (device.cuda ? 32 : 16);
-    engine_options_.num_blocks = plan.memory.num_blocks;
-    engine_options_.max_num_seqs = plan.memory.max_num_seqs;
-    engine_options_.max_num_batched_tokens =
-        static_cast<int32_t>(options.max_num_batched_tokens > 0 ? options.max_num_batched_tokens
-                                                                : (device.cuda ? 16384 : 8192));
-    engine_options_.max_model_len = checked_cast<int32_t>(plan.memory.max_model_len);
-    engine_options_.seed = options.seed;
-    engine_options_.max_logit_rows = max_logit_rows(device.cuda);
-    cache_ = std::make_unique<model::KvCache>(backend_, config, stage, mesh.layout.tp,
-                                              engine_options_.block_size, plan.memory.num_blocks,
-                                              activation);
-    const int64_t rows = engine_options_.max_num_batched_tokens;
-    workspace_ = std::make_unique<backend::Workspace>(backend_.allocate(
-        model::Transformer::workspace_bytes(config, mesh.layout.tp, rows, activation) +
-        model::LmHead::workspace_bytes(config, mesh.layout.tp, engine_options_.max_logit_rows,
-                                       activation)));
-    transformer_ = std::make_unique<model::Transformer>(backend_, *tp_, config, *weights_, *cache_,
-                                                        *workspace_, plan.memory.max_model_len);
-    if (weights_->last) {
-      lm_head_ = std::make_unique<model::LmHead>(backend_, *tp_, config, *weights_, *workspace_,
-                                                 engine_options_.max_logit_rows);
-    }
-    engine_ = std::make_unique<engine::Engine>(
-        engine_options_, engine::EngineParts{backend_, *transformer_, lm_head_.get(), config, *pp_,
-                                             mesh.replica, watch});
-  }
-
-  engine::Engine& engine() { return *engine_; }
-
- private:
-  backend::Backend& backend_;
-  std::unique_ptr<comm::Communicator> tp_;
-  std::unique_ptr<comm::Communicator> pp_;
-  std::unique_ptr<model::StageWeights> weights_;
-  engine::EngineOptions engine_options_;
-  std::unique_ptr<model::KvCache> cache_;
-  std::unique_ptr<backend::Workspace> workspace_;
-  std::unique_ptr<model::Transformer> transformer_;
-  std::unique_ptr<model::LmHead> lm_head_;
-  std::unique_ptr<engine::Engine> engine_;
-};
 
 job::FormatOptions format_options(const Options& options) {
   job::FormatOptions format;
@@ -133,6 +67,7 @@ job::JobOptions job_options(const Options& options, const Device& device) {
   job.partition = io::partition_policy(options.partition);
   job.format = format_options(options);
   if (job.format.separate_errors) job.errors_output = options.output + ".errors";
+  job.retry_errors = options.retry_errors;
   job.progress = io::progress_mode(options.prompt ? "none" : options.progress);
   if (!options.max_errors.empty()) {
     job.max_errors = job::error_budget(options.max_errors, "--max-errors");
@@ -142,28 +77,17 @@ job::JobOptions job_options(const Options& options, const Device& device) {
   return job;
 }
 
-io::Manifest begin_manifest(const Options& options, const ModelIdentity& identity,
-                            const Device& device) {
+io::Manifest begin_manifest(const Options& options) {
   io::Manifest manifest;
   manifest.tool_version = MPINFER_VERSION;
+  manifest.arguments = options.arguments;
   for (const auto& [name, values] : options.given) {
     const auto origin = options.origin.find(name);
     std::string text = fmt::format("{}", fmt::join(values, " "));
     if (origin != options.origin.end()) text += fmt::format(" ({})", origin->second);
     manifest.configuration[name] = text;
   }
-  manifest.identity = {{"model", fmt::format("{:016x}", identity.checkpoint)},
-                       {"tokenizer", fmt::format("{:016x}", identity.tokenizer)},
-                       {"seed", std::to_string(options.seed)},
-                       {"dtype", std::string(name_of(device.backend->activation_dtype()))},
-                       {"simd", device.simd}};
   return manifest;
-}
-
-uint64_t hash_of(const io::Manifest& manifest) {
-  std::string text;
-  for (const auto& [name, value] : manifest.identity) text += name + "=" + value + ";";
-  return io::hash_of(text);
 }
 
 void print_start(const comm::HostComm& world, const comm::Mesh& mesh, const planner::Plan& plan,
@@ -180,6 +104,11 @@ void print_start(const comm::HostComm& world, const comm::Mesh& mesh, const plan
   constexpr size_t kMostLines = 64;
   for (size_t i = 0; i < lines.size() && i < kMostLines; ++i) spdlog::info("{}", lines[i]);
   if (lines.size() > kMostLines) spdlog::info("… and {} ranks more", lines.size() - kMostLines);
+  if (session.num_done_before() > 0) {
+    spdlog::info("going on: {} of {} rows are done, by {} journals",
+                 io::with_thousands(session.num_done_before()),
+                 io::with_thousands(session.input().num_rows), session.num_journals_before());
+  }
   spdlog::info("layout dp {} pp {} tp {}: {}", plan.layout.dp, plan.layout.pp, plan.layout.tp,
                plan.reason);
   spdlog::info("{}; max-model-len {}, {} sequences at once", plan.memory.sum,
@@ -200,10 +129,34 @@ int exit_code_of(const Options& options, const job::RunReport& report) {
   return static_cast<int>(failed > allowed ? ExitCode::kFailedRows : ExitCode::kComplete);
 }
 
+int exit_code_of(const Options& options, const job::RunReport& report, job::Ending ending) {
+  switch (ending) {
+    case job::Ending::kComplete:
+      return exit_code_of(options, report);
+    case job::Ending::kTooManyErrors:
+      return static_cast<int>(ExitCode::kFailedRows);
+    case job::Ending::kStopped:
+      return static_cast<int>(ExitCode::kStopped);
+  }
+  return static_cast<int>(ExitCode::kInternal);
+}
+
+const char* reason_of(job::Ending ending) {
+  switch (ending) {
+    case job::Ending::kComplete:
+      return "all rows done";
+    case job::Ending::kTooManyErrors:
+      return "more failed rows than --max-errors allows";
+    case job::Ending::kStopped:
+      return "stopped before all rows were done";
+  }
+  return "";
+}
+
 // The records of all ranks and the totals; rank 0 writes and prints them.
 int conclude(const Options& options, const comm::HostComm& world, const planner::Plan& plan,
-             job::Session& session, const job::RankReport& mine,
-             const std::map<std::string, double>& seconds, bool complete) {
+             job::Session& session, io::RunRecord* record, const job::RankReport& mine,
+             const std::map<std::string, double>& seconds, job::Ending ending) {
   const auto records = world.gather(job::serialise(mine), 0);
   if (world.rank() != 0) return 0;
   job::RunReport report;
@@ -211,22 +164,29 @@ int conclude(const Options& options, const comm::HostComm& world, const planner:
   report.layout = plan.layout;
   report.layout_reason = plan.reason;
   report.num_rows = session.input().num_rows;
-  for (const std::string& record : records) {
-    report.ranks.push_back(job::deserialise_rank_report(record));
+  for (const std::string& bytes : records) {
+    report.ranks.push_back(job::deserialise_rank_report(bytes));
   }
   report.seconds = seconds;
-  report.output = options.output;
+  report.output = ending == job::Ending::kComplete ? options.output : "";
   report.run_dir = run_directory(options);
-  report.exit_code =
-      complete ? exit_code_of(options, report) : static_cast<int>(ExitCode::kFailedRows);
+  report.exit_code = exit_code_of(options, report, ending);
   std::string path = options.report;
   if (path.empty() && !report.run_dir.empty()) path = report.run_dir + "/report.json";
   if (!path.empty()) job::write_report(path, report);
   const job::ResultCounts totals = job::totals_of(report);
-  session.close_manifest(complete ? "complete" : "stopped", report.exit_code,
-                         complete ? "all rows done" : "more failed rows than --max-errors allows",
-                         totals, seconds);
-  if (!complete) {
+  if (record != nullptr) {
+    record->change([&](io::Manifest& manifest) {
+      manifest.num_answered = totals.num_answered;
+      manifest.num_failed = totals.num_failed;
+      manifest.prompt_tokens = totals.prompt_tokens;
+      manifest.completion_tokens = totals.completion_tokens;
+      manifest.seconds = seconds;
+    });
+    record->close(ending == job::Ending::kComplete ? "complete" : "stopped", report.exit_code,
+                  reason_of(ending));
+  }
+  if (ending == job::Ending::kTooManyErrors) {
     spdlog::error("stopped: {} rows failed, more than --max-errors {}; no output was written",
                   totals.num_failed, options.max_errors);
   }
@@ -234,11 +194,26 @@ int conclude(const Options& options, const comm::HostComm& world, const planner:
   return report.exit_code;
 }
 
+// Rank 0 closes the manifest; any rank leaves its verdict, since rank 0 may not live to hear of it.
+void prepare_last_words(LastWords& last_words, const std::string& run_dir, int rank, int attempt,
+                        std::shared_ptr<io::RunRecord> record) {
+  if (run_dir.empty()) return;
+  last_words.say = [run_dir, rank, attempt, record](int exit_code, const std::string& what) {
+    try {
+      if (attempt > 0) io::leave_verdict(run_dir, attempt, rank, {exit_code, what});
+      if (record) record->close("failed", exit_code, what);
+    } catch (const Error& error) {
+      spdlog::warn("{}", error.what());
+    }
+  };
+}
+
 }  // namespace
 
-int run_command(const Options& options, comm::HostComm world) {
+int run_command(const Options& options, comm::HostComm world, LastWords& last_words) {
   const auto start = Clock::now();
-  if (world.rank() == 0) require_runnable(options);
+  std::shared_ptr<io::RunRecord> record;
+  if (world.rank() == 0) record = open_run_record(options);
   const model::ModelConfig config = model::load_model_config(options.model);
   const job::SamplingFields defaults = sampling_defaults(options, config);
   ModelIdentity identity;
@@ -252,24 +227,35 @@ int run_command(const Options& options, comm::HostComm world) {
     identity.tokenizer = tokenizer->fingerprint();
   }
   RowSetup row_setup(options, tokenizer_path);
-  auto now = static_cast<int64_t>(std::time(nullptr));
-  world.broadcast(&now, sizeof(now), 0);
-  row_setup.set_now(now);
   Device device = open_device(options, world);
   require_same_everywhere(world, identity, device.simd);
 
   job::JobOptions job = job_options(options, device);
-  job.manifest = begin_manifest(options, identity, device);
-  job.format.created = now;
-  job.identity = hash_of(job.manifest);
+  job.manifest = begin_manifest(options);
+  job.record = record.get();
   const comm::HostComm everyone = world.duplicate();
   job::Session session(job, everyone, options.field, defaults.max_tokens.value_or(0));
   const planner::Plan plan = plan_run(options, config, device, everyone, session.input());
   const comm::Mesh mesh = comm::make_mesh(std::move(world), plan.layout);
   session.set_replica_sampling(
       job::parse_replica_sampling(options.replica_sampling, plan.layout.dp, config.vocab_size));
-  session.distribute(
-      mesh, fmt::format("dp {} pp {} tp {}", plan.layout.dp, plan.layout.pp, plan.layout.tp));
+  job::BuilderOptions builder = row_setup.builder_options(options);
+  builder.max_model_len = plan.memory.max_model_len;
+  builder.vocab_size = config.vocab_size;
+  builder.defaults = defaults;
+  const io::Opening opening = session.open(
+      everyone, run_identity(options, {config, identity, device, plan, builder, job.format}),
+      fmt::format("dp {} pp {} tp {}", plan.layout.dp, plan.layout.pp, plan.layout.tp));
+  if (opening.kind == io::StartKind::kAlreadyComplete) {
+    if (everyone.rank() == 0) {
+      spdlog::info("already complete: {}; exit code {}: {}", printable(options.output),
+                   opening.exit_code, job::meaning_of(opening.exit_code));
+    }
+    return opening.exit_code;
+  }
+  row_setup.set_now(opening.created);
+  prepare_last_words(last_words, job.run_dir, everyone.rank(), opening.attempt, record);
+  session.distribute(mesh);
   print_start(everyone, mesh, plan, device, session);
 
   job::RankReport report;
@@ -288,14 +274,10 @@ int run_command(const Options& options, comm::HostComm world) {
                      .host = comm::host_name()});
   const auto loading = Clock::now();
   if (session.num_rows() > 0) {
-    Replica replica(options, config, plan, mesh, device, watch);
+    const auto generator = make_replica(options, config, plan, mesh, device, watch);
     report.seconds["load"] = seconds_since(loading);
     const auto generating = Clock::now();
-    job::BuilderOptions builder = row_setup.builder_options(options);
-    builder.max_model_len = plan.memory.max_model_len;
-    builder.vocab_size = config.vocab_size;
-    builder.defaults = defaults;
-    const engine::EngineStats stats = session.generate(replica.engine(), builder, tokenizer.get());
+    const engine::EngineStats stats = session.generate(*generator, builder, tokenizer.get());
     report.seconds["generate"] = seconds_since(generating);
     report.seconds["compute"] = stats.compute_seconds;
     report.seconds["communication"] = stats.wait_seconds;
@@ -307,7 +289,7 @@ int run_command(const Options& options, comm::HostComm world) {
   }
   const double loaded = report.seconds["load"];
   const auto ended = Clock::now();
-  const bool complete = session.finish();
+  const job::Ending ending = session.finish();
   report.seconds["gather"] = session.gather_seconds();
   report.seconds["host"] =
       std::max(0.0, report.seconds["generate"] - report.seconds["compute"] -
@@ -315,6 +297,7 @@ int run_command(const Options& options, comm::HostComm world) {
   if (mesh.leader()) {
     report.num_rows = session.counts().num_answered + session.counts().num_failed;
     report.counts = session.counts();
+    report.earlier = session.earlier_counts();
   }
   report.peak_memory = peak_memory();
   const std::map<std::string, double> seconds = {
@@ -324,7 +307,7 @@ int run_command(const Options& options, comm::HostComm world) {
        std::chrono::duration<double>(ended - loading).count() - loaded + session.wait_seconds()},
       {"gather", session.gather_seconds()},
       {"total", seconds_since(start)}};
-  return conclude(options, everyone, plan, session, report, seconds, complete);
+  return conclude(options, everyone, plan, session, record.get(), report, seconds, ending);
 }
 
 }  // namespace mpinfer::apps

@@ -114,6 +114,24 @@ void check_flags(const SamplingDefaults& flags, int64_t vocab_size) {
   check_flag("stop_token_ids", job::FieldValue(ids), vocab_size);
 }
 
+// One word of a command line, as a shell wants it.
+std::string quoted(const std::string& word) {
+  const std::string plain =
+      "abcdefghijklmnopqrstuvwxyzABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789-_./=:,@%+";
+  if (!word.empty() && word.find_first_not_of(plain) == std::string::npos) return word;
+  std::string out = "'";
+  for (const char c : word) out += c == '\'' ? std::string("'\\''") : std::string(1, c);
+  return out + "'";
+}
+
+std::string overwrite_command(const Options& options) {
+  std::string command = "mpinfer";
+  for (const std::string& argument : options.arguments) {
+    command += " " + printable(quoted(argument), 4096);
+  }
+  return options.overwrite ? command : command + " --overwrite";
+}
+
 }  // namespace
 
 std::string run_directory(const Options& options) {
@@ -122,22 +140,20 @@ std::string run_directory(const Options& options) {
   return is_regular_or_new(options.output) ? options.output + ".run" : "";
 }
 
-void require_runnable(const Options& options) {
-  if (!options.output.empty()) {
-    io::require_writable_output(options.output, options.input, options.overwrite);
-  }
+std::unique_ptr<io::RunRecord> open_run_record(const Options& options) {
   const std::string run_dir = run_directory(options);
-  if (run_dir.empty()) return;
-  if (std::filesystem::exists(run_dir) && !std::filesystem::is_directory(run_dir)) {
-    throw Error(ExitCode::kUsage,
-                fmt::format("run directory {}: is a file; name another with --run-dir", run_dir));
+  // --overwrite is spent once a job: a requeued one goes on.
+  const bool overwrite = options.overwrite && options.job.restart_count == 0;
+  if (!options.output.empty()) {
+    io::require_writable_output(options.output, options.input, overwrite || !run_dir.empty());
   }
-  if (!options.overwrite && std::filesystem::exists(run_dir + "/manifest.json")) {
-    throw Error(ExitCode::kUsage,
-                fmt::format("run directory {}: holds an earlier run; give --overwrite to start "
-                            "again, or another output",
-                            run_dir));
-  }
+  if (run_dir.empty()) return nullptr;
+  const io::ResumePolicy policy{.mode = io::resume_mode(options.resume),
+                                .overwrite = overwrite,
+                                .retry_errors = options.retry_errors,
+                                .overwrite_command = overwrite_command(options)};
+  const io::LockOptions lock{.job = options.job.id, .restart_count = options.job.restart_count};
+  return std::make_unique<io::RunRecord>(run_dir, options.output, policy, lock);
 }
 
 Device open_device(const Options& options, const comm::HostComm& world) {

@@ -10,6 +10,7 @@
 #include "lib/backend/backend.h"
 #include "lib/comm/mesh.h"
 #include "lib/comm/mpi.h"
+#include "lib/io/run_record.h"
 #include "lib/job/sampling_fields.h"
 #include "lib/job/session.h"
 #include "lib/model/config.h"
@@ -17,8 +18,9 @@
 
 namespace mpinfer::apps {
 
-// Rank 0: output, run directory and input names, before anything is read. Throws Error(kUsage).
-void require_runnable(const Options& options);
+// Rank 0: looks at output, run directory and input names before anything is read, and takes the run
+// directory's lock. Null: the run keeps nothing. Throws Error(kUsage).
+std::unique_ptr<io::RunRecord> open_run_record(const Options& options);
 // Where the run keeps its journals; empty: nowhere (standard output, a device).
 std::string run_directory(const Options& options);
 

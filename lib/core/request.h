@@ -57,6 +57,8 @@ struct Request {
   // Ends of the prompt, one a sample (n of them): what is to be scored. Empty: all samples alike.
   std::vector<std::vector<int32_t>> continuations = {};
   SamplingParams sampling;
+  // Completion tokens that an earlier attempt drew: the sequence goes on behind them (n = 1).
+  std::vector<int32_t> begun_token_ids = {};
 };
 
 }  // namespace mpinfer

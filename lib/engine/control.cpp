@@ -114,6 +114,7 @@ void write_request(Writer& writer, const Request& request) {
   writer.values(s.allowed_token_ids);
   writer.lists(s.bad_words);
   writer.lists(request.continuations);
+  writer.values(request.begun_token_ids);
 }
 
 Request read_request(Reader& reader) {
@@ -148,6 +149,7 @@ Request read_request(Reader& reader) {
   s.allowed_token_ids = reader.values<int32_t>();
   s.bad_words = reader.lists();
   request.continuations = reader.lists();
+  request.begun_token_ids = reader.values<int32_t>();
   return request;
 }
 
@@ -158,6 +160,7 @@ std::string serialise(const ControlRecord& record) {
   writer.value(record.plan);
   writer.value(record.no_more);
   writer.value(record.drain);
+  writer.value(record.cancel);
   writer.value(record.plan_hash);
   writer.value(static_cast<int64_t>(record.requests.size()));
   for (const Request& request : record.requests) write_request(writer, request);
@@ -171,6 +174,7 @@ ControlRecord deserialise(const std::string& bytes) {
   record.plan = reader.value<int64_t>();
   record.no_more = reader.value<bool>();
   record.drain = reader.value<bool>();
+  record.cancel = reader.value<bool>();
   record.plan_hash = reader.value<uint64_t>();
   const auto num_requests = reader.count_of(sizeof(int64_t));
   for (size_t i = 0; i < num_requests; ++i) record.requests.push_back(read_request(reader));

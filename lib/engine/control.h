@@ -22,6 +22,7 @@ struct ControlRecord {
   int64_t plan = 0;        // posted at
   bool no_more = false;    // no request comes after this record's
   bool drain = false;      // waiting sequences are given up, running ones finish
+  bool cancel = false;     // with drain: running sequences are given up too
   uint64_t plan_hash = 0;  // StepPlan::hash of plan - 1 on the leader
   std::vector<Request> requests;
   std::vector<StopVerdict> verdicts;

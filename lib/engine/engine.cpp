@@ -36,6 +36,10 @@ class Delivery : public SchedulerObserver {
 
   void committed(const Sequence& sequence, int32_t token_id) override {
     ++num_tokens_;
+    begun(sequence, token_id);
+  }
+
+  void begun(const Sequence& sequence, int32_t token_id) override {
     if (matcher_ == nullptr || sequence.request.sampling.stop.empty() ||
         handed_over_.contains(sequence.id))
       return;
@@ -95,10 +99,24 @@ class Delivery : public SchedulerObserver {
                                               sequence.output.size()),
                                   ""});
       case EndReason::kDropped:
+        sink_.unfinished(sequence.request.index, sequence.output);
+        if (matcher_ != nullptr && !sequence.request.sampling.stop.empty())
+          matcher_->forget(sequence.request);
+        return;
       case EndReason::kStopString:
         logprobs_.erase(sequence.id);
         return;
     }
+  }
+
+  // Every sequence that has tokens and was not handed over.
+  void report_unfinished(const Scheduler& scheduler) {
+    if (!sink_.wants_unfinished()) return;
+    scheduler.for_each_begun([this](const Sequence& sequence) {
+      if (!handed_over_.contains(sequence.id)) {
+        sink_.unfinished(sequence.request.index, sequence.output);
+      }
+    });
   }
 
   std::vector<StopVerdict> take_verdicts() { return std::exchange(verdicts_, {}); }
@@ -175,6 +193,7 @@ struct Engine::Impl {
   RequestSource* source = nullptr;
   bool source_empty = false;
   bool drained = false;
+  bool cancelled = false;
   int64_t posted_requests = 0;  // in records not yet in force
   std::deque<int64_t> posted_counts;
   std::deque<StepPlan> plans;  // the last lanes + 1 and the newest, by number
@@ -220,6 +239,7 @@ void Engine::Impl::post(int64_t number, uint64_t last_hash) {
   if (!drained && source->drain_requested()) {
     record.drain = drained = source_empty = true;
   }
+  if (drained && !cancelled && source->cancel_requested()) record.cancel = cancelled = true;
   if (!source_empty) {
     // Enough for a whole new batch behind the running one.
     const int64_t wanted = options.max_num_seqs + 64 - scheduler->num_waiting() - posted_requests;
@@ -307,6 +327,7 @@ EngineStats Engine::run(RequestSource* source, CompletionSink* sink, StopStringM
         impl.stats.first_token_seconds = seconds_since(start);
         impl.parts.watch.first_step_done();
       }
+      if (impl.delivery != nullptr) impl.delivery->report_unfinished(*impl.scheduler);
       if (impl.scheduler->finished()) break;
     }
     impl.make_and_launch(number);

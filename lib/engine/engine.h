@@ -45,6 +45,8 @@ class RequestSource {
   virtual Pull pull(int32_t limit) = 0;
   // Asks the run to stop admitting (drain): waiting requests are given up, running ones finish.
   virtual bool drain_requested() { return false; }
+  // After a drain: running sequences are given up too.
+  virtual bool cancel_requested() { return false; }
 };
 
 // Where completions go; leader only, in the order of finishing.
@@ -52,6 +54,11 @@ class CompletionSink {
  public:
   virtual ~CompletionSink() = default;
   virtual void finished(Completion completion) = 0;
+  // A sequence with the completion tokens it has so far: those of every running one after
+  // wants_unfinished() was true, and of each that is given up. Another run may go on behind them
+  // (Request::begun_token_ids).
+  virtual void unfinished(int64_t /*index*/, const std::vector<int32_t>& /*token_ids*/) {}
+  virtual bool wants_unfinished() { return false; }  // asked at every turn
 };
 
 // Looks for stop strings in the text of running sequences; leader only, since only it detokenises.
@@ -99,15 +106,24 @@ struct EngineParts {
   comm::Watch& watch;
 };
 
-class Engine {
+// What carries requests to completions: the engine, or a test's stand-in for it.
+class Generator {
+ public:
+  virtual ~Generator() = default;
+  // Collective over the replica. source, sink and matcher are used on the leader only (null
+  // elsewhere).
+  virtual EngineStats run(RequestSource* source, CompletionSink* sink,
+                          StopStringMatcher* matcher) = 0;
+  virtual Progress progress() const = 0;
+};
+
+class Engine : public Generator {
  public:
   Engine(const EngineOptions& options, const EngineParts& parts);
-  ~Engine();
+  ~Engine() override;
 
-  // Collective over the replica. source, sink and matcher are used on the leader only (null
-  // elsewhere). on_progress is called on the leader between steps, often; it must be cheap.
-  EngineStats run(RequestSource* source, CompletionSink* sink, StopStringMatcher* matcher);
-  Progress progress() const;
+  EngineStats run(RequestSource* source, CompletionSink* sink, StopStringMatcher* matcher) override;
+  Progress progress() const override;
   // Bytes of device memory for the step's inputs, slots and residual buffers.
   static int64_t buffer_bytes(const EngineOptions& options, const model::ModelConfig& config,
                               int num_stages, DType activation);

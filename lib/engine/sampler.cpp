@@ -31,6 +31,7 @@ std::map<int32_t, int32_t>& counts_of(Sequence& sequence) {
   if (sequence.drawn_counts.empty()) {
     for (const int32_t token : sequence.request.prompt_token_ids)
       sequence.drawn_counts.try_emplace(token, 0);
+    for (const int32_t token : sequence.request.begun_token_ids) ++sequence.drawn_counts[token];
   }
   return sequence.drawn_counts;
 }

@@ -32,6 +32,16 @@ void Scheduler::apply(ControlRecord record) {
     drain_ = true;
     while (!waiting_.empty()) end(SequencePtr(waiting_.back()), EndReason::kDropped, -1);
   }
+  if (record.cancel) {
+    while (!waiting_.empty()) end(SequencePtr(waiting_.back()), EndReason::kDropped, -1);
+    while (!running_.empty()) end(SequencePtr(running_.back()), EndReason::kDropped, -1);
+  }
+}
+
+void Scheduler::for_each_begun(const std::function<void(const Sequence&)>& visit) const {
+  for (const auto& [id, sequence] : by_id_) {
+    if (!sequence->output.empty()) visit(*sequence);
+  }
 }
 
 void Scheduler::add_sample(const Request& request, int32_t sample) {
@@ -46,7 +56,14 @@ void Scheduler::add_sample(const Request& request, int32_t sample) {
     const auto& end = request.continuations.at(static_cast<size_t>(sample));
     own.prompt_token_ids.insert(own.prompt_token_ids.end(), end.begin(), end.end());
   }
-  sequence->prefill_target = sequence->num_prompt();
+  own.begun_token_ids = request.begun_token_ids;
+  for (const int32_t id : own.begun_token_ids) {
+    sequence->output.push_back(id);
+    if (observer_ != nullptr) observer_->begun(*sequence, id);
+  }
+  if (!own.sampling.bad_words.empty()) sequence->drawn = own.begun_token_ids;
+  sequence->num_sampled = static_cast<int32_t>(sequence->output.size());
+  sequence->prefill_target = sequence->num_prompt() + sequence->num_sampled;
   by_id_.emplace(sequence->id, sequence);
   waiting_.push_back(std::move(sequence));
 }
@@ -280,6 +297,7 @@ void Scheduler::preempt_youngest(StepPlan& plan) {
   waiting_.push_front(sequence);
   ++num_preemptions_;
   admission_.on_preempted();
+  if (drain_) end(sequence, EndReason::kDropped, -1);  // it would not be admitted again
 }
 
 void Scheduler::seal(StepPlan& plan) {

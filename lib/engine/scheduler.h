@@ -37,6 +37,8 @@ class SchedulerObserver {
  public:
   virtual ~SchedulerObserver() = default;
   virtual void committed(const Sequence& sequence, int32_t token_id) = 0;
+  // A token that an earlier attempt drew, in order, when its sequence arrives.
+  virtual void begun(const Sequence& /*sequence*/, int32_t /*token_id*/) {}
   virtual void ended(const Sequence& sequence, EndReason reason, int32_t stop_token_id) = 0;
 };
 
@@ -52,6 +54,9 @@ class Scheduler {
   // No request is left, none is coming and nothing is in flight.
   bool finished() const;
   bool has_work() const { return !running_.empty() || !waiting_.empty(); }
+
+  // Sequences with completion tokens that have not ended, in order of arrival.
+  void for_each_begun(const std::function<void(const Sequence&)>& visit) const;
 
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }

@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "lib/core/error.h"
+#include "lib/core/fault_point.h"
 #include "lib/core/log.h"
 
 namespace mpinfer::io {
@@ -139,7 +140,7 @@ std::vector<Row> scatter_rows(const comm::HostComm& leaders, const InputIndex* i
       const int64_t end = std::min(num_rows, begin + window_rows);
       for (int64_t i = begin; i < end; ++i) {
         const auto at = static_cast<size_t>(i);
-        const Row row{.index = index->first_row + i, .entry = index->rows[at]};
+        const Row row{.index = index->index_of(at), .entry = index->rows[at]};
         parts[static_cast<size_t>((*owner)[at])].append(reinterpret_cast<const char*>(&row),
                                                         sizeof(row));
       }
@@ -163,7 +164,7 @@ OrderedBlocks broadcast_blocks(const comm::HostComm& leaders, const InputIndex* 
     const size_t end = std::min(num_rows, begin + kWindow);
     for (size_t i = begin; root && i < end; ++i) {
       const uint32_t at = blocks->order[i];
-      rows.push_back({.index = index->first_row + at, .entry = index->rows[at]});
+      rows.push_back({.index = index->index_of(at), .entry = index->rows[at]});
     }
     std::string bytes = bytes_of(rows);
     leaders.broadcast(bytes, 0);
@@ -241,7 +242,7 @@ std::string InputLines::read(const RowEntry& row) const {
   return read_row(copied() ? copy_ : files_[static_cast<size_t>(row.file)], row);
 }
 
-void gather_results(const comm::HostComm& leaders, const File& journal,
+void gather_results(const comm::HostComm& leaders, std::span<const File> journals,
                     std::vector<StoredResult> results, const GatherOptions& options,
                     const std::function<void(std::string_view)>& write) {
   const bool root = leaders.rank() == 0;
@@ -271,11 +272,12 @@ void gather_results(const comm::HostComm& leaders, const File& journal,
     for (size_t round = 0; round + 1 < window.cuts.size(); ++round) {
       std::string mine;
       for (; next < results.size() && results[next].row < begin + window.cuts[round + 1]; ++next) {
-        read_payload(journal, results[next], &mine);
+        read_payload(journals[results[next].journal], results[next], &mine);
       }
       const std::vector<int64_t> by_rank(
           bytes_table.begin() + static_cast<std::ptrdiff_t>(round * num_ranks),
           bytes_table.begin() + static_cast<std::ptrdiff_t>((round + 1) * num_ranks));
+      fault_point("gather");
       const std::string gathered = leaders.gather_v(mine, by_rank, 0);
       if (root) write_round(window, round, by_rank, gathered, write);
     }

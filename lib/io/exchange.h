@@ -7,6 +7,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <span>
 #include <string>
 #include <vector>
 
@@ -55,8 +56,9 @@ class InputLines {
 
 struct StoredResult {
   int64_t row = 0;
-  int64_t offset = 0;  // in the leader's journal
+  int64_t offset = 0;  // in a journal of the leader
   uint32_t length = 0;
+  uint32_t journal = 0;  // which of its journals
 };
 
 struct GatherOptions {
@@ -68,7 +70,7 @@ struct GatherOptions {
 
 // Calls write on rank 0 with the result of every row of [first_row, first_row + num_rows), in
 // order. Throws Error(kInternal) on rank 0 when a row is missing or comes twice.
-void gather_results(const comm::HostComm& leaders, const File& journal,
+void gather_results(const comm::HostComm& leaders, std::span<const File> journals,
                     std::vector<StoredResult> results, const GatherOptions& options,
                     const std::function<void(std::string_view)>& write);
 

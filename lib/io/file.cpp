@@ -5,6 +5,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <array>
 #include <cerrno>
 #include <cstdio>
@@ -13,6 +14,7 @@
 #include <system_error>
 
 #include "lib/core/error.h"
+#include "lib/core/log.h"
 
 namespace mpinfer::io {
 namespace {
@@ -103,15 +105,30 @@ int64_t read_at(const File& file, void* data, int64_t bytes, int64_t offset) {
   return done;
 }
 
+WriteResult write_some(const File& file, std::string_view bytes) {
+  while (true) {
+    const ssize_t count = ::write(file.fd(), bytes.data(), bytes.size());
+    if (count >= 0) return {static_cast<size_t>(count), 0};
+    if (errno != EINTR) return {0, errno};
+  }
+}
+
+Error write_error(const File& file, int error, size_t bytes_left) {
+  return {ExitCode::kOutOfResource, fmt::format("writing {}: {} ({} bytes were left)", file.name(),
+                                                reason(error), bytes_left)};
+}
+
 void write_all(const File& file, std::string_view bytes) {
   while (!bytes.empty()) {
-    const ssize_t count = ::write(file.fd(), bytes.data(), bytes.size());
-    if (count < 0) {
-      if (errno == EINTR) continue;
-      throw Error(ExitCode::kOutOfResource, fmt::format("writing {}: {} ({} bytes were left)",
-                                                        file.name(), reason(errno), bytes.size()));
-    }
-    bytes.remove_prefix(static_cast<size_t>(count));
+    const WriteResult result = write_some(file, bytes);
+    if (result.error != 0) throw write_error(file, result.error, bytes.size());
+    bytes.remove_prefix(result.written);
+  }
+}
+
+void cut_off(const File& file, int64_t bytes) {
+  if (::ftruncate(file.fd(), bytes) != 0) {
+    spdlog::warn("{}: cannot be cut off at {} bytes: {}", file.name(), bytes, reason(errno));
   }
 }
 
@@ -166,6 +183,17 @@ std::string read_whole_file(const std::string& path, int64_t max_bytes) {
   std::string out(static_cast<size_t>(bytes), '\0');
   out.resize(static_cast<size_t>(read_at(file, out.data(), bytes, 0)));
   return out;
+}
+
+std::vector<std::string> list_directory(const std::string& path, std::string_view prefix) {
+  std::vector<std::string> names;
+  std::error_code error;
+  for (const auto& entry : std::filesystem::directory_iterator(path, error)) {
+    std::string name = entry.path().filename().string();
+    if (name.starts_with(prefix)) names.push_back(std::move(name));
+  }
+  std::sort(names.begin(), names.end());
+  return names;
 }
 
 void make_directories(const std::string& path) {

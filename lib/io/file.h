@@ -6,6 +6,9 @@
 #include <cstdint>
 #include <string>
 #include <string_view>
+#include <vector>
+
+#include "lib/core/error.h"
 
 namespace mpinfer::io {
 
@@ -50,6 +53,16 @@ int64_t file_bytes(const File& file);
 int64_t read_at(const File& file, void* data, int64_t bytes, int64_t offset);
 // Throws Error(kOutOfResource): ENOSPC, EDQUOT, EFBIG, EIO, EPIPE.
 void write_all(const File& file, std::string_view bytes);
+// One write, tried again after EINTR: bytes written and the error that ended it, 0 for none.
+struct WriteResult {
+  size_t written = 0;
+  int error = 0;
+};
+WriteResult write_some(const File& file, std::string_view bytes);
+// What write_all throws.
+Error write_error(const File& file, int error, size_t bytes_left);
+// Shortens the file; a failure is only logged.
+void cut_off(const File& file, int64_t bytes);
 // fdatasync; a failure means the bytes are lost, it is never tried again on the same descriptor.
 void sync_data(const File& file);
 // Makes a created or renamed name durable.
@@ -58,6 +71,8 @@ void sync_directory_of(const std::string& path);
 // Whole small file: temporary beside it, fsync, rename, fsync of the directory.
 void replace_file(const std::string& path, std::string_view bytes);
 std::string read_whole_file(const std::string& path, int64_t max_bytes);
+// Names in a directory that begin with prefix, sorted; none if it is not there.
+std::vector<std::string> list_directory(const std::string& path, std::string_view prefix);
 // Creates path and its parents. Throws Error(kUsage).
 void make_directories(const std::string& path);
 std::string directory_of(const std::string& path);

@@ -229,6 +229,19 @@ int64_t InputIndex::bytes() const {
   return sum;
 }
 
+void InputIndex::keep(const std::vector<bool>& wanted) {
+  MPINFER_CHECK(wanted.size() == rows.size(), "{} wishes for {} rows", wanted.size(), rows.size());
+  std::vector<uint32_t> kept;
+  size_t count = 0;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    if (!wanted[i]) continue;
+    kept.push_back(checked_cast<uint32_t>(index_of(i) - first_row));
+    rows[count++] = rows[i];
+  }
+  rows.resize(count);
+  places = std::move(kept);
+}
+
 uint64_t hash_of(std::string_view bytes) {
   return XXH3_64bits(bytes.data(), bytes.size());
 }

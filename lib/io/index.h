@@ -51,13 +51,21 @@ struct InputIndex {
   std::vector<std::string> files = {};
   std::vector<int64_t> file_bytes;
   std::vector<RowEntry> rows;
-  int64_t first_row = 0;  // index of rows[0]: what was skipped
+  // Of rows[i]: its place among the rows read. Empty: all of them are there, in order.
+  std::vector<uint32_t> places = {};
+  int64_t first_row = 0;  // what was skipped
   int64_t num_lines = 0;
   uint64_t hash = 0;
   std::vector<int64_t> watched_counts;  // rows that have watched_keys[i]
   int64_t num_without_max_tokens = 0;   // over all rows read, skipped ones included
 
   int64_t bytes() const;
+  // Input index of rows[i].
+  int64_t index_of(size_t i) const {
+    return first_row + (places.empty() ? static_cast<int64_t>(i) : int64_t{places[i]});
+  }
+  // Leaves the rows for which wanted[i] is true.
+  void keep(const std::vector<bool>& wanted);
 };
 
 // Throws Error(kInputUnreadable).

@@ -1,17 +1,20 @@
 #include "lib/io/journal.h"
 
+#include <cerrno>
 #include <charconv>
 #include <optional>
 
 #include "lib/core/error.h"
+#include "lib/core/fault_point.h"
 #include "lib/core/log.h"
 #include "lib/io/index.h"
 
 namespace mpinfer::io {
 namespace {
 
-constexpr size_t kHeadBytes = 2 + 17 + 17 + 9;  // kind, row, key, length and their spaces
-constexpr size_t kTailBytes = 17;               // space and checksum
+constexpr size_t kHeadBytes =
+    2 + 17 + 17 + 9 + 9 + 9;       // kind, row, key, tokens, length and their spaces
+constexpr size_t kTailBytes = 17;  // space and checksum
 constexpr size_t kMaxPendingBytes = size_t{64} << 20;
 constexpr int64_t kMaxJournalLine = int64_t{1} << 31;
 
@@ -31,23 +34,31 @@ std::optional<JournalRecord> parse_line(const Line& line) {
   const char kind = bytes[0];
   const auto row = hexadecimal(bytes.substr(2, 16));
   const auto key = hexadecimal(bytes.substr(19, 16));
-  const auto length = hexadecimal(bytes.substr(36, 8));
-  const bool known = kind == 'H' || kind == 'A' || kind == 'E';
-  if (!known || !row || !key || !length || *row > INT64_MAX) return std::nullopt;
+  const auto prompt = hexadecimal(bytes.substr(36, 8));
+  const auto completion = hexadecimal(bytes.substr(45, 8));
+  const auto length = hexadecimal(bytes.substr(54, 8));
+  const bool known = kind == 'H' || kind == 'A' || kind == 'E' || kind == 'P';
+  if (!known || !row || !key || !prompt || !completion || !length || *row > INT64_MAX) {
+    return std::nullopt;
+  }
   if (*length != bytes.size() - kHeadBytes - kTailBytes) return std::nullopt;
-  return JournalRecord{.row = static_cast<int64_t>(*row),
-                       .key = *key,
-                       .offset = line.offset + static_cast<int64_t>(kHeadBytes),
-                       .length = static_cast<uint32_t>(*length),
-                       .kind = static_cast<RecordKind>(kind)};
+  return JournalRecord{
+      .row = static_cast<int64_t>(*row),
+      .key = *key,
+      .offset = line.offset + static_cast<int64_t>(kHeadBytes),
+      .length = static_cast<uint32_t>(*length),
+      .tokens = {static_cast<uint32_t>(*prompt), static_cast<uint32_t>(*completion)},
+      .kind = static_cast<RecordKind>(kind)};
 }
 
 }  // namespace
 
-std::string journal_line(RecordKind kind, int64_t row, uint64_t key, std::string_view payload) {
+std::string journal_line(RecordKind kind, int64_t row, uint64_t key, std::string_view payload,
+                         TokenCounts tokens) {
   MPINFER_CHECK(payload.find('\n') == std::string_view::npos, "row {}: newline in a result", row);
-  std::string line = fmt::format("{} {:016x} {:016x} {:08x} ", static_cast<char>(kind), row, key,
-                                 checked_cast<uint32_t>(payload.size()));
+  std::string line =
+      fmt::format("{} {:016x} {:016x} {:08x} {:08x} {:08x} ", static_cast<char>(kind), row, key,
+                  tokens.prompt, tokens.completion, checked_cast<uint32_t>(payload.size()));
   line += payload;
   line += ' ';
   line += fmt::format("{:016x}\n", hash_of(line));
@@ -67,6 +78,33 @@ JournalWriter::~JournalWriter() {
   }
   changed_.notify_all();
   if (thread_.joinable()) thread_.join();
+}
+
+// Goes on where a full disk stopped it, for a while; then cuts the group off again.
+void JournalWriter::write_group(std::string_view group) {
+  const int64_t before = options_.durable ? file_bytes(file_) : 0;
+  const auto give_up = std::chrono::steady_clock::now() + options_.full_disk_patience;
+  std::string_view rest = group;
+  fault_point("commit-write");
+  while (!rest.empty()) {
+    const WriteResult result = write_some(file_, rest);
+    rest.remove_prefix(result.written);
+    if (result.error == 0) continue;
+    const bool full = result.error == ENOSPC || result.error == EDQUOT;
+    if (!full || std::chrono::steady_clock::now() >= give_up) {
+      if (options_.durable) cut_off(file_, before);
+      throw write_error(file_, result.error, rest.size());
+    }
+    if (!stalled_.exchange(true)) {
+      spdlog::warn("{}: the disk is full; waiting {} s for room, no rows are admitted until then",
+                   file_.name(), options_.full_disk_patience.count() / 1000);
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(200));
+  }
+  stalled_ = false;
+  fault_point("commit-sync");
+  if (options_.durable) sync_data(file_);
+  fault_point("commit-done");
 }
 
 void JournalWriter::work() {
@@ -91,8 +129,7 @@ void JournalWriter::work() {
     const int64_t target = appended_;
     lock.unlock();
     try {
-      write_all(file_, group);
-      if (options_.durable) sync_data(file_);
+      write_group(group);
     } catch (...) {
       lock.lock();
       failure_ = std::current_exception();
@@ -116,8 +153,9 @@ void JournalWriter::append_line(std::string line) {
   if (pending_rows_ == 1 || pending_rows_ >= options_.group_rows) changed_.notify_all();
 }
 
-void JournalWriter::append(RecordKind kind, int64_t row, uint64_t key, std::string_view payload) {
-  append_line(journal_line(kind, row, key, payload));
+void JournalWriter::append(RecordKind kind, int64_t row, uint64_t key, std::string_view payload,
+                           TokenCounts tokens) {
+  append_line(journal_line(kind, row, key, payload, tokens));
 }
 
 void JournalWriter::commit() {
@@ -141,6 +179,16 @@ File JournalWriter::close() {
 }
 
 JournalContents read_journal(const File& file) {
+  std::vector<JournalRecord> records;
+  JournalContents contents = scan_journal(
+      file, [&](const JournalRecord& record, std::string_view) { records.push_back(record); });
+  contents.records = std::move(records);
+  return contents;
+}
+
+JournalContents scan_journal(
+    const File& file,
+    const std::function<void(const JournalRecord& record, std::string_view payload)>& visit) {
   JournalContents contents;
   LineReader reader(file, 0, file_bytes(file), kMaxJournalLine);
   Line line;
@@ -157,7 +205,7 @@ JournalContents read_journal(const File& file) {
     } else if (record->kind == RecordKind::kHeader) {
       contents.header = line.bytes.substr(kHeadBytes, record->length);
     } else {
-      contents.records.push_back(*record);
+      visit(*record, line.bytes.substr(kHeadBytes, record->length));
     }
   }
   return contents;

@@ -47,6 +47,17 @@ Manifest manifest_of(const Json& json) {
                                               json.at("schema").dump(), Manifest::kSchema));
   }
   json.at("tool_version").get_to(manifest.tool_version);
+  json.at("run_id").get_to(manifest.run_id);
+  json.at("created").get_to(manifest.created);
+  const Json& shard = json.at("shard");
+  shard.at("number").get_to(manifest.shard);
+  shard.at("of").get_to(manifest.num_shards);
+  shard.at("rows").get_to(manifest.num_rows_here);
+  json.at("exit_code").get_to(manifest.exit_code);
+  json.at("reason").get_to(manifest.reason);
+  const Json& output = json.at("output");
+  output.at("path").get_to(manifest.output);
+  output.at("bytes").get_to(manifest.output_bytes);
   json.at("arguments").get_to(manifest.arguments);
   json.at("configuration").get_to(manifest.configuration);
   json.at("identity").get_to(manifest.identity);
@@ -75,7 +86,14 @@ void write_manifest(const std::string& path, const Manifest& manifest) {
   const Json json = {
       {"schema", Manifest::kSchema},
       {"tool_version", manifest.tool_version},
+      {"run_id", manifest.run_id},
+      {"created", manifest.created},
+      {"shard",
+       {{"number", manifest.shard}, {"of", manifest.num_shards}, {"rows", manifest.num_rows_here}}},
       {"state", manifest.state},
+      {"exit_code", manifest.exit_code},
+      {"reason", manifest.reason},
+      {"output", {{"path", manifest.output}, {"bytes", manifest.output_bytes}}},
       {"arguments", manifest.arguments},
       {"configuration", manifest.configuration},
       {"identity", manifest.identity},

@@ -26,6 +26,11 @@ struct Manifest {
   static constexpr int kSchema = 1;
 
   std::string tool_version;
+  std::string run_id;   // hash of identity and input
+  std::string created;  // start of the first attempt
+  int shard = 0;
+  int num_shards = 1;
+  int64_t num_rows_here = 0;  // of num_rows: this shard's
   std::vector<std::string> arguments;
   std::map<std::string, std::string> configuration;  // long flag → value and where it came from
   std::map<std::string, std::string> identity;       // model, tokenizer, seed, dtype, …
@@ -39,6 +44,10 @@ struct Manifest {
   int64_t completion_tokens = 0;
   std::map<std::string, double> seconds;
   std::string state = "running";  // running, stopped, complete, failed
+  int exit_code = -1;             // of the last attempt; -1: it has not ended
+  std::string reason;             // why it ended
+  std::string output;             // absolute path; empty: standard output
+  int64_t output_bytes = -1;      // once it is complete
   std::vector<Attempt> attempts;
 };
 

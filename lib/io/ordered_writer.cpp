@@ -10,6 +10,7 @@
 #include <system_error>
 
 #include "lib/core/error.h"
+#include "lib/core/fault_point.h"
 
 namespace mpinfer::io {
 namespace {
@@ -35,14 +36,17 @@ std::string behind_links(const std::string& path) {
 
 }  // namespace
 
-OrderedWriter::OrderedWriter(const std::string& output) : path_(behind_links(output)) {
+OrderedWriter::OrderedWriter(const std::string& output, const std::string& temporary)
+    : path_(behind_links(output)) {
   const std::string& path = path_;
   if (path == "-") {
     file_ = File(STDOUT_FILENO, "standard output");
     return;
   }
   const bool direct = is_special_file(path);
-  const std::string name = direct ? path : fmt::format("{}.{}.tmp", path, ::getpid());
+  const std::string name = direct               ? path
+                           : !temporary.empty() ? temporary
+                                                : fmt::format("{}.{}.tmp", path, ::getpid());
   const int flags = O_WRONLY | O_CLOEXEC | (direct ? 0 : O_CREAT | O_TRUNC);
   const int fd = ::open(name.c_str(), flags, 0644);
   if (fd < 0) {
@@ -64,6 +68,7 @@ void OrderedWriter::write_line(std::string_view line) {
 
 void OrderedWriter::flush() {
   write_all(file_, buffer_);
+  bytes_ += static_cast<int64_t>(buffer_.size());
   buffer_.clear();
 }
 
@@ -72,11 +77,13 @@ void OrderedWriter::finish() {
   if (temporary_.empty()) return;
   sync_data(file_);
   file_.close();
+  fault_point("before-rename");
   if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
     throw Error(ExitCode::kOutOfResource,
                 fmt::format("cannot rename {} to {}: {}", temporary_, path_, reason(errno)));
   }
   temporary_.clear();
+  fault_point("after-rename");
   sync_directory_of(path_);
 }
 

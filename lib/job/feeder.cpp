@@ -6,14 +6,14 @@ namespace mpinfer::job {
 
 Feeder::Feeder(const FeederOptions& options, const std::vector<io::Row>& rows,
                std::function<NextRange()> next_range, const io::InputLines& input,
-               const RequestBuilder& builder, ResultWriter& results, std::function<bool()> on_turn)
+               const RequestBuilder& builder, ResultWriter& results, FeederCallbacks callbacks)
     : options_(options),
       rows_(rows),
       next_range_(std::move(next_range)),
       input_(input),
       builder_(builder),
       results_(results),
-      on_turn_(std::move(on_turn)) {
+      callbacks_(std::move(callbacks)) {
   {
     const std::lock_guard lock(mutex_);
     take_ranges();
@@ -93,6 +93,7 @@ engine::RequestSource::Pull Feeder::pull(int32_t limit) {
   const std::lock_guard lock(mutex_);
   if (failure_) std::rethrow_exception(failure_);
   take_ranges();
+  if (callbacks_.stalled()) limit = 0;
   while (static_cast<int32_t>(pull.requests.size()) < limit && !ready_.empty() &&
          ready_.begin()->first == next_delivery_) {
     Ready ready = std::move(ready_.begin()->second);
@@ -100,6 +101,7 @@ engine::RequestSource::Pull Feeder::pull(int32_t limit) {
     ++next_delivery_;
     if (!ready.request) continue;
     ready_tokens_ -= static_cast<int64_t>(ready.request->prompt_token_ids.size());
+    ready.request->begun_token_ids = callbacks_.begun(ready.request->index);
     results_.admitted(rows_[static_cast<size_t>(ready.position)], *ready.request);
     pull.requests.push_back(std::move(*ready.request));
   }

@@ -41,18 +41,28 @@ struct FeederOptions {
   int64_t max_ready_tokens = 1 << 22;  // 16 MiB of ids
 };
 
+// Called on the main thread at every turn of the engine; cheap.
+struct FeederCallbacks {
+  std::function<bool()> on_turn;  // true: no more rows are admitted (asked until then)
+  std::function<bool()> cancelled = [] { return false; };  // after that: running rows are given up
+  std::function<bool()> stalled = [] { return false; };    // true: admit none now
+  // Tokens that an earlier attempt drew for a row.
+  std::function<std::vector<int32_t>(int64_t index)> begun = [](int64_t) {
+    return std::vector<int32_t>();
+  };
+};
+
 class Feeder : public engine::RequestSource {
  public:
-  // next_range: called on the main thread when few rows are left. on_turn:
-  // called on the main thread at every turn of the engine, must be cheap. Everything is borrowed.
+  // next_range: called on the main thread when few rows are left. Everything is borrowed.
   Feeder(const FeederOptions& options, const std::vector<io::Row>& rows,
          std::function<NextRange()> next_range, const io::InputLines& input,
-         const RequestBuilder& builder, ResultWriter& results, std::function<bool()> on_turn);
+         const RequestBuilder& builder, ResultWriter& results, FeederCallbacks callbacks);
   ~Feeder() override;
 
   Pull pull(int32_t limit) override;
-  // on_turn's answer: true stops the run.
-  bool drain_requested() override { return on_turn_(); }
+  bool drain_requested() override { return callbacks_.on_turn(); }
+  bool cancel_requested() override { return callbacks_.cancelled(); }
   int64_t num_rows() const { return num_rows_; }  // of the ranges so far
 
  private:
@@ -66,7 +76,7 @@ class Feeder : public engine::RequestSource {
   const io::InputLines& input_;
   const RequestBuilder& builder_;
   ResultWriter& results_;
-  std::function<bool()> on_turn_;
+  FeederCallbacks callbacks_;
   int64_t num_rows_ = 0;
 
   std::mutex mutex_;

@@ -9,8 +9,6 @@
 
 #include "lib/core/error.h"
 #include "lib/core/log.h"
-#include "lib/io/exchange.h"
-#include "lib/io/journal.h"
 #include "lib/io/ordered_writer.h"
 #include "lib/job/result_format.h"
 
@@ -55,31 +53,28 @@ void write_payload(std::string_view payload, io::OrderedWriter& writer, io::Orde
 
 }  // namespace
 
-void write_output(const comm::HostComm& leaders, const io::File& journal,
-                  const OutputOptions& options) {
-  const io::JournalContents contents = io::read_journal(journal);
-  std::vector<io::StoredResult> results;
-  results.reserve(contents.records.size());
-  for (const io::JournalRecord& record : contents.records) {
-    results.push_back({.row = record.row, .offset = record.offset, .length = record.length});
-  }
+int64_t write_output(const comm::HostComm& leaders, std::span<const io::File> journals,
+                     std::vector<io::StoredResult> results, const OutputOptions& options) {
   const io::GatherOptions gather{.first_row = options.first_row, .num_rows = options.num_rows};
   if (options.path.empty()) {
-    io::gather_results(leaders, journal, std::move(results), gather, print_answer);
-    return;
+    io::gather_results(leaders, journals, std::move(results), gather, print_answer);
+    return 0;
   }
   std::unique_ptr<io::OrderedWriter> writer;
   std::unique_ptr<io::OrderedWriter> errors;
+  const auto open = [&](const std::string& path) {
+    return std::make_unique<io::OrderedWriter>(path, options.locked ? path + ".new.tmp" : "");
+  };
   if (leaders.rank() == 0) {
-    writer = std::make_unique<io::OrderedWriter>(options.path);
-    if (!options.errors_path.empty())
-      errors = std::make_unique<io::OrderedWriter>(options.errors_path);
+    writer = open(options.path);
+    if (!options.errors_path.empty()) errors = open(options.errors_path);
   }
-  io::gather_results(leaders, journal, std::move(results), gather, [&](std::string_view payload) {
+  io::gather_results(leaders, journals, std::move(results), gather, [&](std::string_view payload) {
     write_payload(payload, *writer, errors.get());
   });
   if (errors) errors->finish();
   if (writer) writer->finish();
+  return writer ? writer->bytes() : 0;
 }
 
 }  // namespace mpinfer::job

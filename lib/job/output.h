@@ -3,9 +3,12 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <string>
+#include <vector>
 
 #include "lib/comm/mpi.h"
+#include "lib/io/exchange.h"
 #include "lib/io/file.h"
 
 namespace mpinfer::job {
@@ -15,11 +18,12 @@ struct OutputOptions {
   std::string errors_path = {};  // of error rows that are marked as separate; empty: there are none
   int64_t first_row = 0;
   int64_t num_rows = 0;
+  bool locked = false;  // no other job writes this output
 };
 
-// Collective over the leaders; rank 0 writes. Throws Error(kOutOfResource), Error(kInternal) for a
-// missing row.
-void write_output(const comm::HostComm& leaders, const io::File& journal,
-                  const OutputOptions& options);
+// Collective over the leaders; rank 0 writes and gets the bytes it wrote to a file. Throws
+// Error(kOutOfResource), Error(kInternal) for a missing row.
+int64_t write_output(const comm::HostComm& leaders, std::span<const io::File> journals,
+                     std::vector<io::StoredResult> results, const OutputOptions& options);
 
 }  // namespace mpinfer::job

@@ -26,6 +26,12 @@ Json json_of(const RankReport& report) {
           {"cached_tokens", report.counts.cached_tokens},
           {"computed_prompt_tokens", report.computed_prompt_tokens},
           {"completion_tokens", report.counts.completion_tokens},
+          {"earlier",
+           {{"answered", report.earlier.num_answered},
+            {"failed", report.earlier.num_failed},
+            {"errors", report.earlier.errors},
+            {"prompt_tokens", report.earlier.prompt_tokens},
+            {"completion_tokens", report.earlier.completion_tokens}}},
           {"seconds", report.seconds},
           {"kv_blocks", report.kv_blocks},
           {"preemptions", report.preemptions},
@@ -69,6 +75,20 @@ double per_second(int64_t tokens, double seconds) {
   return seconds > 0.0 ? static_cast<double>(tokens) / seconds : 0.0;
 }
 
+struct NewTokens {  // of this attempt
+  int64_t prompt = 0;
+  int64_t completion = 0;
+};
+
+NewTokens new_tokens(const RunReport& report) {
+  NewTokens tokens;
+  for (const RankReport& rank : report.ranks) {
+    tokens.prompt += rank.counts.prompt_tokens;
+    tokens.completion += rank.counts.completion_tokens;
+  }
+  return tokens;
+}
+
 }  // namespace
 
 std::string serialise(const RankReport& report) {
@@ -93,6 +113,12 @@ RankReport deserialise_rank_report(const std::string& bytes) {
   json.at("computed_prompt_tokens").get_to(report.computed_prompt_tokens);
   json.at("completion_tokens").get_to(report.counts.completion_tokens);
   json.at("cached_tokens").get_to(report.counts.cached_tokens);
+  const Json& earlier = json.at("earlier");
+  earlier.at("answered").get_to(report.earlier.num_answered);
+  earlier.at("failed").get_to(report.earlier.num_failed);
+  earlier.at("errors").get_to(report.earlier.errors);
+  earlier.at("prompt_tokens").get_to(report.earlier.prompt_tokens);
+  earlier.at("completion_tokens").get_to(report.earlier.completion_tokens);
   json.at("seconds").get_to(report.seconds);
   json.at("kv_blocks").get_to(report.kv_blocks);
   json.at("preemptions").get_to(report.preemptions);
@@ -103,12 +129,14 @@ RankReport deserialise_rank_report(const std::string& bytes) {
 ResultCounts totals_of(const RunReport& report) {
   ResultCounts totals;
   for (const RankReport& rank : report.ranks) {
-    totals.num_answered += rank.counts.num_answered;
-    totals.num_failed += rank.counts.num_failed;
-    totals.prompt_tokens += rank.counts.prompt_tokens;
-    totals.completion_tokens += rank.counts.completion_tokens;
-    totals.cached_tokens += rank.counts.cached_tokens;
-    for (const auto& [code, count] : rank.counts.errors) totals.errors[code] += count;
+    for (const ResultCounts* counts : {&rank.counts, &rank.earlier}) {
+      totals.num_answered += counts->num_answered;
+      totals.num_failed += counts->num_failed;
+      totals.prompt_tokens += counts->prompt_tokens;
+      totals.completion_tokens += counts->completion_tokens;
+      totals.cached_tokens += counts->cached_tokens;
+      for (const auto& [code, count] : counts->errors) totals.errors[code] += count;
+    }
   }
   return totals;
 }
@@ -138,7 +166,7 @@ void write_report(const std::string& path, const RunReport& report) {
       {"seconds", report.seconds},
       {"tokens_per_second",
        {{"steady", spread.steady},
-        {"end_to_end", per_second(totals.completion_tokens, seconds_of(report, "total"))}}},
+        {"end_to_end", per_second(new_tokens(report).completion, seconds_of(report, "total"))}}},
       {"tail_seconds", spread.longest - spread.shortest},
       {"imbalance", spread.mean > 0.0 ? spread.longest / spread.mean - 1.0 : 0.0},
       {"ranks", ranks}};
@@ -151,6 +179,8 @@ const char* meaning_of(int exit_code) {
       return "complete";
     case ExitCode::kFailedRows:
       return "rows failed: see the error member of their lines";
+    case ExitCode::kStopped:
+      return "stopped; the same command goes on where this one ended";
     default:
       return "see the message above";
   }
@@ -158,6 +188,7 @@ const char* meaning_of(int exit_code) {
 
 std::vector<std::string> summary_of(const RunReport& report) {
   const ResultCounts totals = totals_of(report);
+  const NewTokens now = new_tokens(report);
   const Spread spread = spread_of(report);
   std::vector<std::string> lines;
   lines.push_back(
@@ -175,10 +206,10 @@ std::vector<std::string> summary_of(const RunReport& report) {
   lines.push_back(fmt::format(
       "output {:.1f} tok/s while generating ({:.1f} a rank), {:.1f} with everything; with the "
       "prompts {:.1f}",
-      per_second(totals.completion_tokens, generate),
-      per_second(totals.completion_tokens, generate) / std::max(1, report.layout.world()),
-      per_second(totals.completion_tokens, seconds_of(report, "total")),
-      per_second(totals.completion_tokens + totals.prompt_tokens, generate)));
+      per_second(now.completion, generate),
+      per_second(now.completion, generate) / std::max(1, report.layout.world()),
+      per_second(now.completion, seconds_of(report, "total")),
+      per_second(now.completion + now.prompt, generate)));
   if (report.layout.dp > 1 && spread.longest > 0.0) {
     lines.push_back(fmt::format("replicas busy {:.0f} to 100 % of the generate time",
                                 100.0 * spread.shortest / spread.longest));

@@ -21,6 +21,7 @@ struct RankReport {
   int32_t last_layer = 0;
   int64_t num_rows = 0;                // of its replica, on its leader
   ResultCounts counts;                 // likewise
+  ResultCounts earlier;                // of earlier attempts, by the leader that read them
   int64_t computed_prompt_tokens = 0;  // recomputed ones included
   int64_t kv_blocks = 0;
   int64_t preemptions = 0;

@@ -1,6 +1,7 @@
 #include "lib/job/result_writer.h"
 
 #include "lib/core/error.h"
+#include "lib/job/earlier_results.h"
 #include "lib/job/stop_strings.h"
 
 namespace mpinfer::job {
@@ -9,6 +10,11 @@ namespace {
 constexpr size_t kMaxQueued = 4096;
 
 }  // namespace
+
+uint64_t record_key(uint64_t line_hash, uint64_t fingerprint) {
+  const uint64_t words[2] = {line_hash, fingerprint};
+  return io::hash_of({reinterpret_cast<const char*>(words), sizeof(words)});
+}
 
 ResultWriter::ResultWriter(const Options& options, const text::Tokenizer* tokenizer,
                            const io::InputLines& input, io::JournalWriter& journal)
@@ -29,9 +35,17 @@ void ResultWriter::rethrow() {
   if (failure_) std::rethrow_exception(failure_);
 }
 
-uint64_t ResultWriter::key_of(const io::Row& row) const {
-  const uint64_t words[2] = {row.entry.hash, options_.request_fingerprint};
-  return io::hash_of({reinterpret_cast<const char*>(words), sizeof(words)});
+void ResultWriter::unfinished(int64_t index, const std::vector<int32_t>& token_ids) {
+  const auto found = running_.find(index);
+  if (found == running_.end() || token_ids.empty()) return;
+  // Samples and log-probabilities are not in the tokens of one sequence: such a row begins again.
+  const SamplingParams& sampling = found->second.sampling;
+  if (sampling.n > 1 || sampling.num_logprobs >= 0 || sampling.num_prompt_logprobs >= 0 ||
+      sampling.prompt_only) {
+    return;
+  }
+  journal_.append(io::RecordKind::kPartial, index, key_of(found->second.row),
+                  format_partial(token_ids));
 }
 
 void ResultWriter::admitted(const io::Row& row, const Request& request) {
@@ -130,7 +144,9 @@ void ResultWriter::write(const Pending& pending) {
     };
   }
   journal_.append(io::RecordKind::kAnswer, row.index, key_of(row),
-                  format_answer(line, answer, options_.format));
+                  format_answer(line, answer, options_.format),
+                  {.prompt = checked_cast<uint32_t>(pending.num_prompt_tokens),
+                   .completion = checked_cast<uint32_t>(num_tokens)});
   const std::lock_guard lock(mutex_);
   ++counts_.num_answered;
   counts_.prompt_tokens += pending.num_prompt_tokens;

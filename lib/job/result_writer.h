@@ -13,6 +13,7 @@
 #include <string>
 #include <thread>
 #include <unordered_map>
+#include <utility>
 
 #include "lib/core/request.h"
 #include "lib/engine/engine.h"
@@ -32,6 +33,9 @@ struct ResultCounts {
   std::map<std::string, int64_t> errors;  // by code
 };
 
+// The key of a row's records: of its line and of everything else its answer depends on.
+uint64_t record_key(uint64_t line_hash, uint64_t fingerprint);
+
 class ResultWriter : public engine::CompletionSink {
  public:
   struct Options {
@@ -48,6 +52,11 @@ class ResultWriter : public engine::CompletionSink {
   // The engine has taken this request; finished() will come for each of its samples. Main thread.
   void admitted(const io::Row& row, const Request& request);
   void finished(Completion completion) override;
+  // The engine gives up or goes on with a sequence that has these tokens so far.
+  void unfinished(int64_t index, const std::vector<int32_t>& token_ids) override;
+  bool wants_unfinished() override { return std::exchange(wants_unfinished_, false); }
+  // At the engine's next turn, the tokens of every running sequence go to the journal. Main thread.
+  void keep_unfinished() { wants_unfinished_ = true; }
   // A row without an answer; any thread.
   void refused(const io::Row& row, std::string_view line, const RowError& error);
   // Waits until every line is in the journal.
@@ -67,7 +76,9 @@ class ResultWriter : public engine::CompletionSink {
   void work();
   void write(const Pending& pending);
   std::string text_of(const SamplingParams& sampling, const Completion& completion) const;
-  uint64_t key_of(const io::Row& row) const;
+  uint64_t key_of(const io::Row& row) const {
+    return record_key(row.entry.hash, options_.request_fingerprint);
+  }
   void rethrow();
 
   Options options_;
@@ -75,6 +86,7 @@ class ResultWriter : public engine::CompletionSink {
   const io::InputLines& input_;
   io::JournalWriter& journal_;
   std::unordered_map<int64_t, Pending> running_;  // by index; main thread only
+  bool wants_unfinished_ = false;                 // likewise
 
   mutable std::mutex mutex_;
   std::condition_variable changed_;

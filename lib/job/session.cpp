@@ -1,29 +1,20 @@
 #include "lib/job/session.h"
 
+#include <sys/stat.h>
 #include <algorithm>
-#include <exception>
+#include <ctime>
 #include <filesystem>
 #include <nlohmann/json.hpp>
-#include <thread>
+#include <random>
 
 #include "lib/core/error.h"
 #include "lib/core/log.h"
 #include "lib/job/json_text.h"
-#include "lib/job/output.h"
-#include "lib/job/stop_strings.h"
 
 namespace mpinfer::job {
 namespace {
 
-using Clock = std::chrono::steady_clock;
-
-constexpr auto kTurnInterval = std::chrono::milliseconds(2);      // between looks at MPI
-constexpr auto kReportInterval = std::chrono::milliseconds(200);  // between progress reports
 constexpr uint32_t kTypicalCompletion = 256;
-
-double seconds_since(Clock::time_point start) {
-  return std::chrono::duration<double>(Clock::now() - start).count();
-}
 
 // The numbers of the summary travel as one record.
 template <class T>
@@ -68,15 +59,7 @@ Session::Session(const JobOptions& options, const comm::HostComm& world,
   broadcast_numbers(world, &file_bytes_);
 }
 
-Session::~Session() {
-  if (std::uncaught_exceptions() == 0 || rank_ != 0) return;
-  if (options_.manifest.state != "running" || options_.run_dir.empty()) return;
-  try {
-    close_manifest("failed", -1, "ended by an error", {}, {});
-  } catch (const Error& error) {
-    spdlog::warn("{}", error.what());
-  }
-}
+Session::~Session() = default;
 
 void Session::index_input(const std::string& prompt_field, int64_t default_max_tokens) {
   if (options_.prompt) {
@@ -119,11 +102,106 @@ void Session::warn_of_near_misses(const char* when) const {
   }
 }
 
-void Session::distribute(const comm::Mesh& mesh, const std::string& layout) {
+// The answers' identity goes into every journal and key, so that no result of another run is taken
+// for one of this.
+io::Opening Session::open(const comm::HostComm& world,
+                          const std::map<std::string, std::string>& identity,
+                          const std::string& layout) {
+  std::string text;
+  for (const auto& [name, value] : identity) text += fmt::format("{}={};", name, value);
+  fingerprint_ = io::hash_of(text);
+  text += fmt::format("{:016x} {} {}", summary_.hash, summary_.num_rows, first_row_);
+  run_id_ = fmt::format("{:016x}", io::hash_of(text));
+  std::string hosts;
+  for (const std::string& host : world.gather(comm::host_name(), 0)) {
+    if (hosts.find(host + "\n") == std::string::npos) hosts += host + "\n";
+  }
+  if (options_.record != nullptr) {
+    io::Manifest now = options_.manifest;
+    now.identity = identity;
+    now.run_id = run_id_;
+    now.shard = options_.shard;
+    now.num_shards = options_.num_shards;
+    now.input_files = options_.input;
+    now.input_bytes = summary_.bytes;
+    now.input_hash = fmt::format("{:016x}", summary_.hash);
+    now.num_rows = summary_.num_rows;
+    if (!options_.output.empty() && options_.output != "-") {
+      now.output = std::filesystem::absolute(options_.output).string();
+    }
+    io::Attempt attempt;
+    attempt.start = io::utc_now();
+    attempt.layout = layout;
+    for (size_t at = 0; at < hosts.size(); at = hosts.find('\n', at) + 1) {
+      attempt.hosts.push_back(hosts.substr(at, hosts.find('\n', at) - at));
+    }
+    opening_ = options_.record->open(now, index_, attempt);
+  }
+  if (opening_.created == 0) opening_.created = static_cast<int64_t>(std::time(nullptr));
+  broadcast_record(world, &opening_);
+  return opening_;
+}
+
+// owner of each row of the index, by the policy over num_replicas.
+std::vector<int32_t> Session::deal(int32_t num_replicas) const {
+  if (options_.partition == io::PartitionPolicy::kContiguous) {
+    return io::deal_contiguous(static_cast<int64_t>(index_.rows.size()), num_replicas);
+  }
+  return io::deal_balanced(index_.rows, num_replicas);
+}
+
+// Rank 0: leaves in the index the rows that are to be done, and says whose they are (empty:
+// whoever is free). Shards and sampling by replica fix a row's replica once and for all; else only
+// what is left is dealt, to the replicas there are now.
+std::vector<int32_t> Session::choose_rows(int dp) {
+  const bool fixed = options_.num_shards > 1 || !replica_sampling_.empty();
+  std::vector<int32_t> owner;
+  std::vector<bool> wanted(index_.rows.size(), true);
+  if (fixed) {
+    owner = deal(options_.num_shards * dp);
+    const int32_t first = options_.shard * dp;
+    for (size_t i = 0; i < wanted.size(); ++i) {
+      wanted[i] = owner[i] >= first && owner[i] < first + dp;
+      owner[i] -= first;
+    }
+    num_rows_here_ = std::count(wanted.begin(), wanted.end(), true);
+  } else {
+    num_rows_here_ = static_cast<int64_t>(wanted.size());
+  }
+  for (size_t i = 0; i < wanted.size(); ++i) {
+    if (earlier_.done[i]) wanted[i] = false;
+  }
+  earlier_.done = std::vector<bool>();
+  if (std::find(wanted.begin(), wanted.end(), false) != wanted.end()) {
+    index_.keep(wanted);
+    size_t count = 0;
+    for (size_t i = 0; fixed && i < wanted.size(); ++i) {
+      if (wanted[i]) owner[count++] = owner[i];
+    }
+    owner.resize(count);
+  }
+  if (options_.partition == io::PartitionPolicy::kDynamic) return {};
+  return fixed ? owner : deal(dp);
+}
+
+void Session::distribute(const comm::Mesh& mesh) {
   mesh_ = &mesh;
-  const bool dynamic = options_.partition == io::PartitionPolicy::kDynamic;
   if (mesh.leader()) {
     const bool root = mesh.leaders.rank() == 0;
+    earlier_ = read_earlier_results(mesh.leaders,
+                                    {.directory = options_.run_dir,
+                                     .run_id = run_id_,
+                                     .attempt = opening_.attempt,
+                                     .first_row = first_row_,
+                                     .num_rows = summary_.num_rows,
+                                     .fingerprint = replica_sampling_.empty() ? fingerprint_ : 0,
+                                     .retry_errors = options_.retry_errors},
+                                    root ? &index_ : nullptr);
+    std::vector<int32_t> owner;
+    if (root) owner = choose_rows(mesh.layout.dp);
+    broadcast_record(mesh.leaders, &num_rows_here_);
+    take_unfinished(owner);
+    const bool dynamic = options_.partition == io::PartitionPolicy::kDynamic;
     if (dynamic) {
       io::GuidedBlocks blocks;
       if (root) blocks = io::guided_blocks(index_.rows, mesh.layout.dp);
@@ -134,12 +212,6 @@ void Session::distribute(const comm::Mesh& mesh, const std::string& layout) {
       counter_ = std::make_unique<comm::SharedCounter>(mesh.leaders, 0);
       next_block_ = mesh.at.dp;
     } else {
-      std::vector<int32_t> owner;
-      if (root && options_.partition == io::PartitionPolicy::kBalanced) {
-        owner = io::deal_balanced(index_.rows, mesh.layout.dp);
-      } else if (root) {
-        owner = io::deal_contiguous(static_cast<int64_t>(index_.rows.size()), mesh.layout.dp);
-      }
       rows_ = io::scatter_rows(mesh.leaders, root ? &index_ : nullptr, &owner);
       next_block_ = rows_.empty() ? -1 : 0;
     }
@@ -159,54 +231,73 @@ void Session::distribute(const comm::Mesh& mesh, const std::string& layout) {
                 : block + 1 < starts_.size() ? starts_[block + 1] - starts_[block]
                                              : 0;
     progress_ = std::make_unique<io::ProgressExchange>(mesh.leaders);
-    if (root) begin_manifest(layout);
     open_journal();
+    if (options_.record != nullptr) {
+      options_.record->change([&](io::Manifest& manifest) {
+        manifest.num_rows_here = num_rows_here_;
+        manifest.attempts.back().rows_before = earlier_.num_done;
+      });
+    }
   }
   mesh.replica.broadcast(&num_rows_, sizeof(num_rows_), 0);
 }
 
-// Rank 0: journals of the run that this one replaces go.
-void Session::begin_manifest(const std::string& layout) {
-  if (options_.run_dir.empty()) return;
-  io::make_directories(options_.run_dir);
-  for (const auto& entry : std::filesystem::directory_iterator(options_.run_dir)) {
-    if (entry.path().filename().string().starts_with("journal-")) {
-      std::filesystem::remove(entry.path());
+// The tokens of rows that were begun go where the rows go; all but the last one, so that the way a
+// row ends is found again. owner: by the index, empty where any replica may get any row.
+void Session::take_unfinished(const std::vector<int32_t>& owner) {
+  const comm::HostComm& leaders = mesh_->leaders;
+  std::vector<nlohmann::json> parts(static_cast<size_t>(leaders.size()), nlohmann::json::array());
+  if (leaders.rank() == 0) {
+    for (size_t i = 0; i < index_.rows.size() && !earlier_.unfinished.empty(); ++i) {
+      const auto found = earlier_.unfinished.find(index_.index_of(i));
+      if (found == earlier_.unfinished.end()) continue;
+      found->second.pop_back();
+      const nlohmann::json entry = {found->first, found->second};
+      for (size_t leader = 0; leader < parts.size(); ++leader) {
+        if (owner.empty() || owner[i] == static_cast<int32_t>(leader)) {
+          parts[leader].push_back(entry);
+        }
+      }
     }
+    earlier_.unfinished.clear();
   }
-  io::Manifest& manifest = options_.manifest;
-  manifest.state = "running";
-  manifest.input_files = options_.input;
-  manifest.input_bytes = summary_.bytes;
-  manifest.input_hash = fmt::format("{:016x}", summary_.hash);
-  manifest.num_rows = summary_.num_rows;
-  io::Attempt attempt;
-  attempt.start = io::utc_now();
-  attempt.layout = layout;
-  attempt.hosts = {comm::host_name()};
-  manifest.attempts = {attempt};
-  io::write_manifest(options_.run_dir + "/manifest.json", manifest);
+  std::vector<std::string> bytes;
+  for (const nlohmann::json& part : parts) bytes.push_back(part.dump());
+  for (const auto& entry : nlohmann::json::parse(leaders.scatter(bytes, 0))) {
+    begun_[entry[0].get<int64_t>()] = entry[1].get<std::vector<int32_t>>();
+  }
 }
 
-// In the run directory where this host has one, else a file that goes with the process.
+// In the run directory where this host has one, else a file that goes with the process. Shards are
+// merged from their directory, so every leader must see rank 0's.
 void Session::open_journal() {
-  const bool root = mesh_->leaders.rank() == 0;
-  mesh_->leaders.barrier();
+  const comm::HostComm& leaders = mesh_->leaders;
+  const bool root = leaders.rank() == 0;
+  std::random_device random;
+  const std::string nonce = fmt::format("{:08x}{:08x}", random(), random());
   io::JournalWriter::Options journal_options;
   io::File file;
   if (!options_.run_dir.empty()) {
     const std::string path =
-        fmt::format("{}/journal-0001-r{:05}.log", options_.run_dir, mesh_->at.dp);
+        options_.run_dir + "/" + io::journal_name(opening_.attempt, mesh_->at.dp);
     try {
       io::make_directories(options_.run_dir);
-      if (!root) std::filesystem::remove(path);
       file = io::create_exclusive(path);
-      journal_path_ = path;
+      io::sync_directory_of(path);
     } catch (const Error& error) {
-      if (root) throw;
+      if (root || options_.num_shards > 1) throw;
       spdlog::warn("{}: the answers of this replica are kept in a temporary file until the end",
                    error.what());
     }
+  }
+  const auto files = leaders.gather(file.is_open() ? file.name() : std::string(), 0);
+  for (const std::string& name : files) {
+    struct stat status {};
+    if (options_.num_shards == 1 || (!name.empty() && ::stat(name.c_str(), &status) == 0)) continue;
+    throw Error(ExitCode::kUsage,
+                fmt::format("run directory {}: {} does not see the journals of every replica; a "
+                            "shard needs a directory that all of its nodes share",
+                            options_.run_dir, comm::host_name()));
   }
   if (!file.is_open()) {
     file = io::make_anonymous_file();
@@ -214,172 +305,14 @@ void Session::open_journal() {
   }
   const nlohmann::ordered_json header = {{"schema", 1},
                                          {"tool_version", options_.manifest.tool_version},
+                                         {"run", run_id_},
+                                         {"nonce", nonce},
                                          {"replica", mesh_->at.dp},
-                                         {"identity", fmt::format("{:016x}", options_.identity)},
-                                         {"input", fmt::format("{:016x}", summary_.hash)},
+                                         {"host", comm::host_name()},
                                          {"start", io::utc_now()}};
-  journal_ = std::make_unique<io::JournalWriter>(std::move(file), journal_options, header.dump());
-}
-
-NextRange Session::next_range(const engine::Engine& engine) {
-  constexpr int64_t kFewWaiting = 32;
-  if (next_block_ < 0) return {.range = {}, .closed = true};
-  if (options_.partition != io::PartitionPolicy::kDynamic) {
-    next_block_ = -1;
-    return {.range = {0, static_cast<int64_t>(rows_.size())}};
-  }
-  // A block claimed too early is one that a faster replica cannot take.
-  if (engine.progress().num_waiting > kFewWaiting) return {};
-  if (first_block_taken_) next_block_ = mesh_->layout.dp + counter_->fetch_and_add(1);
-  first_block_taken_ = true;
-  const auto block = static_cast<size_t>(next_block_);
-  if (block + 1 >= starts_.size()) {
-    next_block_ = -1;
-    return {.range = {}, .closed = true};
-  }
-  return {.range = {starts_[block], starts_[block + 1]}};
-}
-
-engine::EngineStats Session::generate(engine::Engine& engine, const BuilderOptions& builder,
-                                      const text::Tokenizer* tokenizer) {
-  const auto start = Clock::now();
-  if (!mesh_->leader()) return engine.run(nullptr, nullptr, nullptr);
-  BuilderOptions builder_options = builder;
-  if (!replica_sampling_.empty()) {
-    builder_options.defaults =
-        overlay(replica_sampling_[static_cast<size_t>(mesh_->at.dp)], builder_options.defaults);
-  }
-  builder_ = std::make_unique<RequestBuilder>(builder_options, tokenizer);
-  const std::string about = fmt::format("{:016x} {:016x} {:016x}", options_.identity,
-                                        fingerprint(builder_options), fingerprint(options_.format));
-  FormatOptions format = options_.format;
-  const uint64_t run[2] = {options_.identity, summary_.hash};
-  format.run_id = io::hash_of({reinterpret_cast<const char*>(run), sizeof(run)});
-  results_ = std::make_unique<ResultWriter>(
-      ResultWriter::Options{.format = format, .request_fingerprint = io::hash_of(about)}, tokenizer,
-      *lines_, *journal_);
-  FeederOptions feeder_options;
-  feeder_options.threads = options_.feeder_threads;
-  feeder_ = std::make_unique<Feeder>(
-      feeder_options, rows_, [this, &engine] { return next_range(engine); }, *lines_, *builder_,
-      *results_, [this, &engine] { return on_turn(&engine); });
-  if (mesh_->leaders.rank() == 0) {
-    line_ = std::make_unique<io::ProgressLine>(options_.progress, summary_.num_rows);
-  }
-  std::unique_ptr<StopStrings> stop_strings;
-  if (tokenizer != nullptr) stop_strings = std::make_unique<StopStrings>(*tokenizer);
-  const engine::EngineStats stats = engine.run(feeder_.get(), results_.get(), stop_strings.get());
-  results_->drain();
-  counts_ = results_->counts();
-  generate_seconds_ = seconds_since(start);
-  report_progress(&engine, /*last=*/true);
-  feeder_.reset();
-  results_.reset();
-  return stats;
-}
-
-bool Session::on_turn(const engine::Engine* engine) {
-  const auto now = Clock::now();
-  if (now - last_turn_ < kTurnInterval) return false;
-  last_turn_ = now;
-  if (counter_ && mesh_->leaders.rank() == 0) counter_->poll();
-  if (now - last_report_ >= kReportInterval) {
-    last_report_ = now;
-    report_progress(engine, /*last=*/false);
-  }
-  return progress_->stop_requested();
-}
-
-void Session::report_progress(const engine::Engine* engine, bool last) {
-  io::ReplicaProgress progress;
-  if (engine != nullptr) {
-    const engine::Progress state = engine->progress();
-    const ResultCounts counts = results_->counts();
-    progress = {.num_rows = feeder_->num_rows(),
-                .num_answered = counts.num_answered,
-                .num_failed = counts.num_failed,
-                .num_waiting = state.num_waiting,
-                .num_running = state.num_running,
-                .kv_blocks_used = state.kv_blocks_used,
-                .kv_blocks_total = state.kv_blocks_total,
-                .prompt_tokens = state.prompt_tokens,
-                .completion_tokens = state.completion_tokens};
-  }
-  if (last) {
-    progress_->post_last(progress);
-  } else {
-    progress_->post(progress);
-  }
-  if (mesh_->leaders.rank() == 0) watch_progress();
-}
-
-// Rank 0: the line on stderr, and the end of the run when too many rows have failed.
-void Session::watch_progress() {
-  progress_->collect();
-  if (line_ && line_->due()) line_->update(progress_->replicas());
-  if (!options_.max_errors) return;
-  int64_t failed = 0;
-  for (const io::ReplicaProgress& replica : progress_->replicas()) failed += replica.num_failed;
-  if (failed > options_.max_errors->rows_of(summary_.num_rows)) progress_->request_stop();
-}
-
-// Rank 0 goes on serving the counter and the progress line until every leader has said it is done.
-void Session::wait_for_leaders() {
-  if (num_rows_ == 0) report_progress(nullptr, /*last=*/true);
-  if (mesh_->leaders.rank() != 0) return;
-  while (!progress_->all_finished()) {
-    if (counter_) counter_->poll();
-    watch_progress();
-    std::this_thread::sleep_for(kTurnInterval);
-  }
-  if (line_) line_->finish();
-}
-
-bool Session::finish() {
-  bool stopped = false;
-  if (mesh_->leader()) {
-    const auto waiting = Clock::now();
-    wait_for_leaders();
-    counter_.reset();
-    wait_seconds_ = seconds_since(waiting);
-    const auto start = Clock::now();
-    const io::File journal = journal_->close();
-    journal_.reset();
-    const int64_t done = mesh_->leaders.all_reduce_sum(counts_.num_answered + counts_.num_failed);
-    stopped = done < summary_.num_rows && progress_->stop_requested();
-    stopped = mesh_->leaders.all_reduce_max(stopped ? 1 : 0) == 1;
-    if (!stopped) {
-      write_output(mesh_->leaders, journal,
-                   {.path = options_.output,
-                    .errors_path = options_.errors_output,
-                    .first_row = first_row_,
-                    .num_rows = summary_.num_rows});
-    }
-    gather_seconds_ = seconds_since(start);
-    if (mesh_->leaders.rank() == 0) warn_of_near_misses("were not read");
-  }
-  return mesh_->world.all_reduce_max(stopped ? 1 : 0) == 0;
-}
-
-void Session::close_manifest(const std::string& state, int exit_code, const std::string& reason,
-                             const ResultCounts& totals,
-                             const std::map<std::string, double>& seconds) {
-  if (options_.run_dir.empty()) return;
-  io::Manifest& manifest = options_.manifest;
-  manifest.state = state;
-  manifest.seconds = seconds;
-  manifest.num_answered = totals.num_answered;
-  manifest.num_failed = totals.num_failed;
-  manifest.prompt_tokens = totals.prompt_tokens;
-  manifest.completion_tokens = totals.completion_tokens;
-  if (!manifest.attempts.empty()) {
-    io::Attempt& attempt = manifest.attempts.back();
-    attempt.end = io::utc_now();
-    attempt.exit_code = exit_code;
-    attempt.reason = reason;
-    attempt.rows_after = manifest.num_answered + manifest.num_failed;
-  }
-  io::write_manifest(options_.run_dir + "/manifest.json", manifest);
+  journal_ = std::make_unique<io::JournalWriter>(
+      std::move(file), journal_options,
+      header.dump(-1, ' ', false, nlohmann::json::error_handler_t::replace));
 }
 
 }  // namespace mpinfer::job

@@ -1,10 +1,12 @@
-// Session: a run's data road on every rank. Rank 0 indexes the input; leaders get their rows, feed
-// their engines and journal the answers; rank 0 gathers them into one ordered file. Collective
-// calls, in this order: constructor, distribute, generate (on replicas with rows), finish.
+// Session: a run's data road on every rank. Rank 0 indexes the input and decides whether this start
+// begins or resumes; leaders get their rows, feed their engines and journal the answers; rank 0
+// gathers them into one ordered file. Collective calls, in this order: constructor, open,
+// distribute, generate (on replicas with rows), finish.
 #pragma once
 
 #include <chrono>
 #include <cstdint>
+#include <map>
 #include <memory>
 #include <optional>
 #include <string>
@@ -16,9 +18,10 @@
 #include "lib/io/exchange.h"
 #include "lib/io/index.h"
 #include "lib/io/journal.h"
-#include "lib/io/manifest.h"
 #include "lib/io/partition.h"
 #include "lib/io/progress.h"
+#include "lib/io/run_record.h"
+#include "lib/job/earlier_results.h"
 #include "lib/job/error_budget.h"
 #include "lib/job/feeder.h"
 #include "lib/job/request_builder.h"
@@ -37,13 +40,15 @@ struct JobOptions {
   int64_t limit = -1;
   io::PartitionPolicy partition = io::PartitionPolicy::kBalanced;
   FormatOptions format = {};
+  int shard = 0;
+  int num_shards = 1;
+  bool retry_errors = false;
   io::ProgressMode progress = io::ProgressMode::kNone;
   std::optional<ErrorBudget> max_errors = {};
   int index_threads = 1;
   int feeder_threads = 1;
-  uint64_t identity =
-      0;  // model, tokenizer, seed, dtype: what the answers depend on beside row and sampling
-  io::Manifest manifest = {};  // what the caller knows of it
+  io::Manifest manifest = {};       // what the caller knows of it
+  io::RunRecord* record = nullptr;  // rank 0, where there is a run directory; borrowed
 };
 
 // What every rank knows of the input.
@@ -55,6 +60,8 @@ struct InputSummary {
   double mean_completion_tokens = 0.0;  // likewise
   int64_t num_without_max_tokens = 0;
 };
+
+enum class Ending : uint8_t { kComplete, kTooManyErrors, kStopped };
 
 class Session {
  public:
@@ -71,40 +78,45 @@ class Session {
   void set_replica_sampling(std::vector<SamplingFields> fields) {  // one a replica
     replica_sampling_ = std::move(fields);
   }
-  // layout is for the manifest. Gives every replica its rows. Collective over the world; mesh is
-  // borrowed from here on.
-  void distribute(const comm::Mesh& mesh, const std::string& layout);
+  // identity: everything the answers depend on beside rows. layout: for the manifest. Refuses a run
+  // directory of another run. Collective over world.
+  io::Opening open(const comm::HostComm& world, const std::map<std::string, std::string>& identity,
+                   const std::string& layout);
+  // Gives every replica its rows. Collective over the world; mesh is borrowed from here on.
+  void distribute(const comm::Mesh& mesh);
   // Rows of this replica, at least (dynamic: what it begins with); 0: it has nothing to do. Equal
   // on its ranks.
   int64_t num_rows() const { return num_rows_; }
+  int64_t num_done_before() const { return earlier_.num_done; }  // leaders
+  int64_t num_journals_before() const { return earlier_.num_journals; }
 
   // tokenizer may be null. Collective over a replica with rows.
-  engine::EngineStats generate(engine::Engine& engine, const BuilderOptions& builder,
+  engine::EngineStats generate(engine::Generator& engine, const BuilderOptions& builder,
                                const text::Tokenizer* tokenizer);
 
-  // Leaders wait for each other, rank 0 writes the output. Collective over the world. False: the
-  // run was stopped by max_errors and there is no output.
-  bool finish();
-  // Rank 0: the manifest's last state.
-  void close_manifest(const std::string& state, int exit_code, const std::string& reason,
-                      const ResultCounts& totals, const std::map<std::string, double>& seconds);
+  // Leaders wait for each other, rank 0 writes the output if every row is done. Collective over the
+  // world.
+  Ending finish();
 
   const ResultCounts& counts() const { return counts_; }  // of this replica, on its leader
+  const ResultCounts& earlier_counts() const { return earlier_.counts; }  // this leader's share
   double generate_seconds() const { return generate_seconds_; }
   double gather_seconds() const { return gather_seconds_; }
   double wait_seconds() const { return wait_seconds_; }  // rank 0, for other replicas
-  std::string journal_path() const { return journal_path_; }
 
  private:
   void index_input(const std::string& prompt_field, int64_t default_max_tokens);
   void warn_of_near_misses(const char* when) const;
-  void begin_manifest(const std::string& layout);
+  std::vector<int32_t> deal(int32_t num_replicas) const;
+  std::vector<int32_t> choose_rows(int dp);
+  void take_unfinished(const std::vector<int32_t>& owner);
   void open_journal();
-  NextRange next_range(const engine::Engine& engine);
-  bool on_turn(const engine::Engine* engine);
-  void report_progress(const engine::Engine* engine, bool last);
+  NextRange next_range(const engine::Generator& engine);
+  bool on_turn(const engine::Generator* engine);
+  void report_progress(const engine::Generator* engine, bool last);
   void watch_progress();
   void wait_for_leaders();
+  std::vector<io::StoredResult> stored_results(std::vector<io::File>* journals);
 
   JobOptions options_;
   int rank_;  // in the world
@@ -117,8 +129,14 @@ class Session {
   std::vector<int64_t> watched_counts_;  // rank 0
   int64_t first_row_ = 0;
   std::string first_line_;
+  io::Opening opening_;
+  std::string run_id_;
+  uint64_t fingerprint_ = 0;  // of what the answers depend on
 
   // Leaders only.
+  int64_t num_rows_here_ = 0;  // of all replicas, earlier results included
+  EarlierResults earlier_;
+  UnfinishedRows begun_;
   std::vector<io::Row> rows_;
   std::vector<int64_t> starts_;  // dynamic: blocks
   std::unique_ptr<comm::SharedCounter> counter_;
@@ -126,7 +144,6 @@ class Session {
   bool first_block_taken_ = false;  // dynamic: further ones come from the counter
   std::unique_ptr<io::InputLines> lines_;
   std::unique_ptr<io::JournalWriter> journal_;
-  std::string journal_path_;
   std::unique_ptr<RequestBuilder> builder_;
   std::unique_ptr<ResultWriter> results_;
   std::unique_ptr<Feeder> feeder_;
@@ -134,6 +151,8 @@ class Session {
   std::unique_ptr<io::ProgressLine> line_;
   std::chrono::steady_clock::time_point last_turn_;
   std::chrono::steady_clock::time_point last_report_;
+  std::chrono::steady_clock::time_point last_partials_;
+  bool too_many_errors_ = false;  // rank 0
 
   int64_t num_rows_ = 0;
   ResultCounts counts_;

@@ -126,7 +126,7 @@ TEST_CASE("results come back in order through rounds of any size") {
       for (const int64_t bytes : {1, 64, 1000000}) {
         int64_t next = 40;
         gather_results(
-            world, journal, results_of(journal),
+            world, {&journal, 1}, results_of(journal),
             {.first_row = 40, .num_rows = num_rows, .window_rows = window, .round_bytes = bytes},
             [&](std::string_view line) { CHECK(line == payload_of(next++)); });
         CHECK(next == (world.rank() == 0 ? 40 + num_rows : 40));
@@ -142,10 +142,10 @@ TEST_CASE("a missing and a doubled row are noticed on rank 0") {
   const auto write = [](std::string_view) {};
   auto results = results_of(journal);
   results.push_back(results.front());
-  CHECK_THROWS_AS(gather_results(world, journal, results, options, write), Error);
+  CHECK_THROWS_AS(gather_results(world, {&journal, 1}, results, options, write), Error);
   results.pop_back();
   results.pop_back();
-  CHECK_THROWS_AS(gather_results(world, journal, results, options, write), Error);
+  CHECK_THROWS_AS(gather_results(world, {&journal, 1}, results, options, write), Error);
 }
 
 TEST_CASE("a leader that does not see the input gets its lines from rank 0") {

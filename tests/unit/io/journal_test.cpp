@@ -73,8 +73,8 @@ TEST_CASE("what is written is read") {
 }
 
 TEST_CASE("the line format is final") {
-  CHECK(journal_line(RecordKind::kAnswer, 258, 0xfeedULL, "{}") ==
-        "A 0000000000000102 000000000000feed 00000002 {} 87c7877b7c0f75d2\n");
+  CHECK(journal_line(RecordKind::kAnswer, 258, 0xfeedULL, "{}", {3, 256}) ==
+        "A 0000000000000102 000000000000feed 00000003 00000100 00000002 {} dbb6ecbaf6c6e8f5\n");
 }
 
 TEST_CASE("cut at every byte: the whole lines before the cut, nothing else") {

@@ -43,7 +43,7 @@ struct Road {
           next_begin = range.end;
           return {.range = range};
         },
-        *lines, *builder, *results, [] { return false; });
+        *lines, *builder, *results, FeederCallbacks{.on_turn = [] { return false; }});
   }
 
   std::vector<Request> pull_all(int32_t limit) {

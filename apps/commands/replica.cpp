@@ -1,0 +1,87 @@
+#include "apps/commands/replica.h"
+
+#include "apps/commands/planning.h"
+#include "lib/backend/workspace.h"
+#include "lib/comm/mpi_communicator.h"
+#include "lib/comm/nccl_communicator.h"
+#include "lib/model/kv_cache.h"
+#include "lib/model/lm_head.h"
+#include "lib/model/loader.h"
+#include "lib/model/transformer.h"
+
+namespace mpinfer::apps {
+namespace {
+
+class Replica : public engine::Generator {
+ public:
+  Replica(const Options& options, const model::ModelConfig& config, const planner::Plan& plan,
+          const comm::Mesh& mesh, Device& device, comm::Watch& watch)
+      : backend_(*device.backend) {
+    const auto make = device.cuda ? comm::make_nccl_communicator : comm::make_mpi_communicator;
+    tp_ = make(mesh.tp, backend_, watch, "tp");
+    pp_ = make(mesh.pp, backend_, watch, "pp");
+    const model::StageLayers stage = plan.stages[static_cast<size_t>(mesh.at.pp)];
+    const model::ShardOf shard{stage, mesh.layout.pp, mesh.at.pp, mesh.layout.tp, mesh.at.tp};
+    const auto format =
+        options.load_format == "dummy" ? model::LoadFormat::kDummy : model::LoadFormat::kAuto;
+    weights_ = std::make_unique<model::StageWeights>(model::load_weights(
+        backend_, options.model, config, shard, format, options.seed, device.threads));
+    const DType activation = backend_.activation_dtype();
+    engine_options_.block_size =
+        options.block_size > 0 ? static_cast<int32_t>(options.block_size) : (device.cuda ? 32 : 16);
+    engine_options_.num_blocks = plan.memory.num_blocks;
+    engine_options_.max_num_seqs = plan.memory.max_num_seqs;
+    engine_options_.max_num_batched_tokens =
+        static_cast<int32_t>(options.max_num_batched_tokens > 0 ? options.max_num_batched_tokens
+                                                                : (device.cuda ? 16384 : 8192));
+    engine_options_.max_model_len = checked_cast<int32_t>(plan.memory.max_model_len);
+    engine_options_.seed = options.seed;
+    engine_options_.max_logit_rows = max_logit_rows(device.cuda);
+    cache_ = std::make_unique<model::KvCache>(backend_, config, stage, mesh.layout.tp,
+                                              engine_options_.block_size, plan.memory.num_blocks,
+                                              activation);
+    const int64_t rows = engine_options_.max_num_batched_tokens;
+    workspace_ = std::make_unique<backend::Workspace>(backend_.allocate(
+        model::Transformer::workspace_bytes(config, mesh.layout.tp, rows, activation) +
+        model::LmHead::workspace_bytes(config, mesh.layout.tp, engine_options_.max_logit_rows,
+                                       activation)));
+    transformer_ = std::make_unique<model::Transformer>(backend_, *tp_, config, *weights_, *cache_,
+                                                        *workspace_, plan.memory.max_model_len);
+    if (weights_->last) {
+      lm_head_ = std::make_unique<model::LmHead>(backend_, *tp_, config, *weights_, *workspace_,
+                                                 engine_options_.max_logit_rows);
+    }
+    engine_ = std::make_unique<engine::Engine>(
+        engine_options_, engine::EngineParts{backend_, *transformer_, lm_head_.get(), config, *pp_,
+                                             mesh.replica, watch});
+  }
+
+  engine::EngineStats run(engine::RequestSource* source, engine::CompletionSink* sink,
+                          engine::StopStringMatcher* matcher) override {
+    return engine_->run(source, sink, matcher);
+  }
+  engine::Progress progress() const override { return engine_->progress(); }
+
+ private:
+  backend::Backend& backend_;
+  std::unique_ptr<comm::Communicator> tp_;
+  std::unique_ptr<comm::Communicator> pp_;
+  std::unique_ptr<model::StageWeights> weights_;
+  engine::EngineOptions engine_options_;
+  std::unique_ptr<model::KvCache> cache_;
+  std::unique_ptr<backend::Workspace> workspace_;
+  std::unique_ptr<model::Transformer> transformer_;
+  std::unique_ptr<model::LmHead> lm_head_;
+  std::unique_ptr<engine::Engine> engine_;
+};
+
+}  // namespace
+
+std::unique_ptr<engine::Generator> make_replica(const Options& options,
+                                                const model::ModelConfig& config,
+                                                const planner::Plan& plan, const comm::Mesh& mesh,
+                                                Device& device, comm::Watch& watch) {
+  return std::make_unique<Replica>(options, config, plan, mesh, device, watch);
+}
+
+}  // namespace mpinfer::apps
