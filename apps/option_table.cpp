@@ -141,6 +141,9 @@ std::vector<OptionSpec> make_table() {
       number(&Options::gpu_memory_utilization, 0.01, 1.0));
   add(engine, "kv-cache-memory-bytes", "", "SIZE", "KV cache of a rank (default: by memory)",
       bytes(&Options::kv_cache_memory_bytes));
+  add(engine, "enable-prefix-caching", "", "on|off",
+      "share the KV of prompts that begin alike (default: on)",
+      [](Options& o, const Values& v) { o.prefix_caching = parse_switch(v.back()); });
   add(engine, "threads", "", "N", "CPU threads of a rank (default: its share of the node's cores)",
       small(&Options::threads, 1, 1024));
   add(engine, "simd", "", "TARGET", "SIMD target (default: the best that all ranks have)",

@@ -131,6 +131,7 @@ class Delivery : public SchedulerObserver {
     completion.index = sequence.request.index;
     completion.sample = sequence.request.sample;
     completion.token_ids = sequence.output;
+    completion.num_cached_tokens = sequence.num_cached;
     if (auto taken = logprobs_.extract(sequence.id); !taken.empty()) {
       completion.logprobs = std::move(taken.mapped().drawn);
       completion.prompt_logprobs = std::move(taken.mapped().prompt);
@@ -302,6 +303,7 @@ EngineStats Engine::run(RequestSource* source, CompletionSink* sink, StopStringM
   options.windows = windows_of(impl.parts.config);
   options.max_num_seqs = impl.options.max_num_seqs;
   options.max_num_batched_tokens = impl.options.max_num_batched_tokens;
+  options.prefix_caching = impl.options.prefix_caching;
   options.eos_token_ids = impl.parts.config.eos_token_ids;
   impl.scheduler = std::make_unique<Scheduler>(std::move(options), impl.delivery.get());
   impl.wait.also_poll([&impl] { impl.control.ready(); });
@@ -341,6 +343,7 @@ EngineStats Engine::run(RequestSource* source, CompletionSink* sink, StopStringM
   impl.wait.until("last control records", -1, [&] { return impl.control.quiet(); });
   impl.parts.backend.synchronize();
   impl.stats.wait_seconds = impl.wait.waited_seconds();
+  impl.stats.cached_tokens = impl.scheduler->num_cached_tokens();
   impl.stats.preemptions = impl.scheduler->num_preemptions();
   impl.stats.surplus_rows = impl.scheduler->num_surplus_rows();
   if (impl.delivery != nullptr) {

@@ -30,6 +30,7 @@ struct EngineOptions {
   int32_t max_model_len = 0;
   int32_t max_logit_rows = 64;  // stochastic rows whose logits exist at once
   uint64_t seed = 0;
+  bool prefix_caching = true;
 };
 
 // Where requests come from; called on the leader only, between steps, must not block.
@@ -87,6 +88,7 @@ struct EngineStats {
   int64_t completion_tokens = 0;
   int64_t finished = 0;
   int64_t preemptions = 0;
+  int64_t cached_tokens = 0;         // positions that were not computed again
   int64_t surplus_rows = 0;          // rows computed for sequences that had ended
   double first_token_seconds = 0.0;  // from the start of run(); 0: none
   double compute_seconds = 0.0;

@@ -208,6 +208,38 @@ std::vector<int64_t> Scheduler::spare_blocks() const {
   return spare;
 }
 
+// What of the sequence's known tokens is computed already; its last one has to be computed for the
+// draw, and so has every prompt row that is looked at.
+BlockManager::Prefix Scheduler::find_prefix(Sequence& sequence) const {
+  const SamplingParams& sampling = sequence.request.sampling;
+  int32_t limit = sequence.num_prompt() + static_cast<int32_t>(sequence.output.size()) - 1;
+  if (sampling.num_prompt_logprobs >= 0) limit = std::min(limit, sampling.prompt_logprobs_from - 1);
+  if (!options_.prefix_caching) limit = 0;
+  const auto known = static_cast<size_t>(sequence.num_prompt()) + sequence.output.size();
+  if (options_.prefix_caching &&
+      sequence.hashes.size() != known / static_cast<size_t>(options_.block_size)) {
+    std::vector<int32_t> tokens = sequence.request.prompt_token_ids;
+    tokens.insert(tokens.end(), sequence.output.begin(), sequence.output.end());
+    sequence.hashes = hash_blocks(tokens, options_.block_size);
+  }
+  return blocks_.find_prefix(sequence.hashes, limit / options_.block_size);
+}
+
+void Scheduler::start(const SequencePtr& sequence, int32_t lane,
+                      const BlockManager::Prefix& prefix) {
+  sequence->state = SequenceState::kRunning;
+  sequence->prefill_target = sequence->num_prompt() + static_cast<int32_t>(sequence->output.size());
+  blocks_.adopt(*sequence, sequence->hashes, prefix.num_blocks);
+  sequence->num_computed = prefix.num_blocks * options_.block_size;
+  num_cached_tokens_ += sequence->num_computed;
+  if (sequence->num_sampled == 0) sequence->num_cached = sequence->num_computed;
+  sequence->lane = lane;
+  sequence->slot = free_slots_.back();
+  free_slots_.pop_back();
+  ++lane_counts_[static_cast<size_t>(lane)];
+  running_.push_back(sequence);
+}
+
 void Scheduler::admit(StepPlan& plan) {
   if (drain_) return;
   const auto lane = static_cast<int32_t>(plan.number % options_.num_lanes);
@@ -219,24 +251,18 @@ void Scheduler::admit(StepPlan& plan) {
       return;  // preempted: its last tokens are not known to every rank yet
     // Alone, a sequence may try with less than its reserve; make_room ends it if its KV can never
     // fit.
+    const BlockManager::Prefix prefix = find_prefix(*sequence);
     bool fits = true;
     for (size_t group = 0; group < spare.size(); ++group) {
-      spare[group] -= expected_blocks(*sequence, group);
+      spare[group] -= expected_blocks(*sequence, group) - prefix.num_in_use[group];
       fits = fits && spare[group] >= 0;
     }
     if (!fits && !running_.empty()) return;
     waiting_.pop_front();
-    sequence->state = SequenceState::kRunning;
-    sequence->prefill_target =
-        sequence->num_prompt() + static_cast<int32_t>(sequence->output.size());
-    sequence->num_computed = 0;
-    sequence->lane = lane;
-    sequence->slot = free_slots_.back();
-    free_slots_.pop_back();
-    ++lane_counts_[static_cast<size_t>(lane)];
-    running_.push_back(sequence);
-    const auto rows = static_cast<int32_t>(std::min<int64_t>(budget, sequence->prefill_target));
-    if (!make_room(plan, sequence, rows)) return;
+    start(sequence, lane, prefix);
+    const auto rows = static_cast<int32_t>(
+        std::min<int64_t>(budget, sequence->prefill_target - sequence->num_computed));
+    if (!make_room(plan, sequence, sequence->num_computed + rows)) return;
     add_entry(plan, sequence, rows);
     budget -= rows;
   }
@@ -264,6 +290,10 @@ void Scheduler::add_entry(StepPlan& plan, const SequencePtr& sequence, int32_t n
   entry.decode = sequence->prefilled();
   entry.completion_position = sequence->num_sampled;
   sequence->num_computed += num_rows;
+  if (!entry.decode && options_.prefix_caching) {
+    blocks_.publish(*sequence, entry.first_position / options_.block_size,
+                    sequence->num_computed / options_.block_size);
+  }
   entry.samples = sequence->prefilled();
   if (entry.samples) {
     ++sequence->num_sampled;
@@ -278,6 +308,10 @@ void Scheduler::remove_entry(StepPlan& plan, const SequencePtr& sequence) {
   const auto entry = std::find_if(plan.entries.begin(), plan.entries.end(),
                                   [&](const PlanEntry& e) { return e.sequence == sequence; });
   if (entry == plan.entries.end()) return;
+  if (!entry->decode && options_.prefix_caching) {
+    blocks_.retract(*sequence, entry->first_position / options_.block_size,
+                    sequence->num_computed / options_.block_size);
+  }
   sequence->num_computed -= entry->num_rows;
   plan.num_rows -= entry->num_rows;
   if (entry->samples) {

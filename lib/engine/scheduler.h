@@ -28,6 +28,7 @@ struct SchedulerOptions {
   int32_t max_num_seqs = 256;
   int32_t max_num_batched_tokens = 8192;
   std::vector<int32_t> eos_token_ids;
+  bool prefix_caching = true;
 };
 
 enum class EndReason : uint8_t { kStopToken, kLength, kStopString, kDropped, kKvExhausted, kNan };
@@ -60,6 +61,7 @@ class Scheduler {
 
   int64_t num_waiting() const { return static_cast<int64_t>(waiting_.size()); }
   int64_t num_running() const { return static_cast<int64_t>(running_.size()); }
+  int64_t num_cached_tokens() const { return num_cached_tokens_; }  // positions not computed again
   int64_t num_preemptions() const { return num_preemptions_; }
   int64_t num_surplus_rows() const { return num_surplus_rows_; }
   const BlockManager& blocks() const { return blocks_; }
@@ -72,6 +74,8 @@ class Scheduler {
   int64_t expected_blocks(const Sequence& sequence, size_t group) const;
   // Free blocks of each group less what running sequences are expected to take.
   std::vector<int64_t> spare_blocks() const;
+  BlockManager::Prefix find_prefix(Sequence& sequence) const;
+  void start(const SequencePtr& sequence, int32_t lane, const BlockManager::Prefix& prefix);
   bool lane_has_room(int32_t lane) const;
   int64_t prefill_budget(const StepPlan& plan) const;
   // Blocks for num_positions, preempting younger sequences if it must; false: this sequence gets no
@@ -102,6 +106,7 @@ class Scheduler {
   bool no_more_ = false;
   bool drain_ = false;
   int64_t num_preemptions_ = 0;
+  int64_t num_cached_tokens_ = 0;
   int64_t num_surplus_rows_ = 0;
   uint64_t hash_ = 0xcbf29ce484222325ULL;
 };

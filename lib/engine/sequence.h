@@ -14,6 +14,12 @@ namespace mpinfer::engine {
 
 enum class SequenceState : uint8_t { kWaiting, kRunning, kPreempted, kFinished };
 
+struct BlockHash {  // of all tokens up to a block's end
+  uint64_t low = 0;
+  uint64_t high = 0;
+  bool operator==(const BlockHash&) const = default;
+};
+
 struct Sequence {
   int64_t id = 0;  // order of arrival in the replica
   Request request;
@@ -28,6 +34,8 @@ struct Sequence {
   int32_t slot = -1;
   std::vector<std::vector<int32_t>>
       blocks;  // [cache group][block of the sequence], -1: freed behind the window
+  std::vector<BlockHash> hashes;  // of the full blocks of tokens known at admission
+  int32_t num_cached = 0;         // prompt tokens that were found computed, at first admission
   // Tokens of the context → times drawn so far, in flight included. Kept by the sampler, for
   // penalised requests only; no decision of the scheduler reads it.
   std::map<int32_t, int32_t> drawn_counts;

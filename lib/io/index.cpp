@@ -46,6 +46,13 @@ uint32_t estimated_tokens(std::string_view value) {
   return estimated_text_tokens(value);
 }
 
+// Prompts that agree in their first bytes may share the KV of more than a block.
+uint16_t prefix_of(std::string_view value) {
+  constexpr size_t kBytes = 512;
+  if (value.size() < kBytes) return 0;
+  return static_cast<uint16_t>(hash_of(value.substr(0, kBytes)) % 0xffff + 1);
+}
+
 class RowEstimator {
  public:
   explicit RowEstimator(const IndexOptions& options)
@@ -64,8 +71,10 @@ class RowEstimator {
       } else if (member.key == "prompt_token_ids" || member.key == prompt_field_ ||
                  member.key == prompt_root_) {
         row->prompt_tokens = estimated_tokens(member.value);
+        row->prefix = prefix_of(member.value);
       } else if (member.key == "messages") {
         row->prompt_tokens = estimated_text_tokens(member.value);
+        row->prefix = prefix_of(member.value);
       } else if (member.key == "sampling_params" || member.key == "body") {
         estimate_nested(member.value, row);
       } else {
@@ -87,8 +96,10 @@ class RowEstimator {
         row->completion_tokens = small_number(member.value, row->completion_tokens);
       } else if (member.key == "messages") {
         row->prompt_tokens = estimated_text_tokens(member.value);
+        row->prefix = prefix_of(member.value);
       } else if (member.key == "prompt") {
         row->prompt_tokens = estimated_tokens(member.value);
+        row->prefix = prefix_of(member.value);
       }
     }
   }
@@ -114,7 +125,7 @@ void index_piece(const File& file, const IndexOptions& options, const RowEstimat
         .hash = hash_of(line.bytes),
         .line = line.number,
         .length = line.too_long ? RowEntry::kTooLong : static_cast<uint32_t>(line.bytes.size()),
-        .file = piece->file};
+        .file = static_cast<uint16_t>(piece->file)};
     if (line.too_long) {
       row.prompt_tokens = 1;
     } else {
@@ -250,6 +261,11 @@ InputIndex build_index(const IndexOptions& options) {
   InputIndex index;
   index.files = options.files;
   index.watched_counts.assign(options.watched_keys.size(), 0);
+  constexpr size_t kMostFiles = 65536;
+  if (options.files.size() > kMostFiles) {
+    throw Error(ExitCode::kUsage, fmt::format("{} input files; the limit is {}: join some",
+                                              options.files.size(), kMostFiles));
+  }
   std::vector<File> files;
   for (const std::string& path : options.files) {
     files.push_back(open_input(path));

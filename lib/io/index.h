@@ -20,8 +20,9 @@ struct RowEntry {
   uint64_t hash = 0;    // XXH3 of the line (of its first 4 KiB when it is too long)
   int64_t line = 0;     // from 1 in its file
   uint32_t length = 0;  // bytes without the line end, or kTooLong
-  int32_t file = 0;
-  uint32_t prompt_tokens = 0;      // estimated
+  uint16_t file = 0;
+  uint16_t prefix = 0;         // of prompts that begin alike the same; 0: too short to share much
+  uint32_t prompt_tokens = 0;  // estimated
   uint32_t completion_tokens = 0;  // max_tokens if the row says it, else the default
 };
 static_assert(sizeof(RowEntry) <= 48);

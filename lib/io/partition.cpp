@@ -1,6 +1,7 @@
 #include "lib/io/partition.h"
 
 #include <algorithm>
+#include <map>
 #include <numeric>
 #include <string>
 
@@ -64,6 +65,32 @@ std::vector<int32_t> deal_contiguous(int64_t num_rows, int32_t num_replicas) {
     owner.insert(owner.end(), static_cast<size_t>(count), replica);
   }
   return owner;
+}
+
+void order_for_admission(std::vector<Row>* rows) {
+  struct Group {
+    int64_t cost = 0;
+    int64_t first = 0;  // index of its costliest row
+  };
+  std::map<uint16_t, Group> groups;
+  const auto group_of = [&](const Row& row) {
+    const Group alone{cost_of(row.entry), row.index};
+    return row.entry.prefix == 0 ? alone : groups.at(row.entry.prefix);
+  };
+  for (const Row& row : *rows) {
+    if (row.entry.prefix == 0) continue;
+    const auto [group, added] =
+        groups.try_emplace(row.entry.prefix, Group{cost_of(row.entry), row.index});
+    if (!added && cost_of(row.entry) > group->second.cost)
+      group->second = {cost_of(row.entry), row.index};
+  }
+  std::stable_sort(rows->begin(), rows->end(), [&](const Row& a, const Row& b) {
+    const Group group_a = group_of(a);
+    const Group group_b = group_of(b);
+    if (group_a.cost != group_b.cost) return group_a.cost > group_b.cost;
+    if (group_a.first != group_b.first) return group_a.first < group_b.first;
+    return cost_of(a.entry) > cost_of(b.entry);
+  });
 }
 
 GuidedBlocks guided_blocks(const std::vector<RowEntry>& rows, int32_t num_replicas) {

@@ -28,6 +28,10 @@ struct GuidedBlocks {
   std::vector<int64_t> starts;
 };
 // A block holds about 1/(4 · replicas) of the cost that is left, at least one row.
+// The order in which a replica admits its rows: the costliest first, but rows whose prompts begin
+// alike together, at the place of the costliest of them.
+void order_for_admission(std::vector<Row>* rows);
+
 GuidedBlocks guided_blocks(const std::vector<RowEntry>& rows, int32_t num_replicas);
 
 }  // namespace mpinfer::io

@@ -196,6 +196,17 @@ std::vector<std::string> summary_of(const RunReport& report) {
                   io::with_thousands(report.num_rows), io::with_thousands(totals.num_answered),
                   io::with_thousands(totals.num_failed), io::with_thousands(totals.prompt_tokens),
                   io::with_thousands(totals.completion_tokens)));
+  if (totals.cached_tokens > 0) {
+    int64_t computed = 0;
+    for (const RankReport& rank : report.ranks) {
+      if (rank.at.pp == 0 && rank.at.tp == 0) computed += rank.computed_prompt_tokens;
+    }
+    lines.push_back(fmt::format(
+        "prompts that begin alike: {} prompt tokens shared, {} computed ({:.1f} % hits)",
+        io::with_thousands(totals.cached_tokens), io::with_thousands(computed),
+        100.0 * static_cast<double>(totals.cached_tokens) /
+            static_cast<double>(totals.cached_tokens + computed)));
+  }
   for (const auto& [code, count] : totals.errors) {
     lines.push_back(fmt::format("  {}: {} rows", code, io::with_thousands(count)));
   }

@@ -216,9 +216,7 @@ void Session::distribute(const comm::Mesh& mesh) {
       next_block_ = rows_.empty() ? -1 : 0;
     }
     if (options_.partition == io::PartitionPolicy::kBalanced) {
-      std::stable_sort(rows_.begin(), rows_.end(), [](const io::Row& a, const io::Row& b) {
-        return io::cost_of(a.entry) > io::cost_of(b.entry);
-      });
+      io::order_for_admission(&rows_);
     }
     index_ = io::InputIndex();
     const bool can_read = root || !options_.prompt;

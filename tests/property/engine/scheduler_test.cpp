@@ -1,7 +1,7 @@
 // Model checking of the scheduler: random request streams on a simulated device that knows who
-// wrote each KV position. A row may read only positions of its own sequence; no block leaks;
-// budgets hold; everything finishes; and what a request gets depends on nothing but itself. Tokens
-// are a function of (row, position), with stop tokens at random places.
+// wrote each KV position. A row may read only positions computed from its own tokens; no block
+// leaks; budgets hold; everything finishes; and what a request gets depends on nothing but itself.
+// Tokens are a function of (row, position), with stop tokens at random places.
 #include <algorithm>
 #include <map>
 #include <random>
@@ -35,38 +35,57 @@ std::vector<int32_t> expected_output(const Request& request) {
   return out;
 }
 
-// Who wrote each position of the KV pool; what attention of a row must find.
+// Of every position's token and all before it: what its keys and values are a function of.
+std::vector<uint64_t> contexts_of(const PlanEntry& entry) {
+  const Request& request = entry.sequence->request;
+  std::vector<uint64_t> contexts;
+  uint64_t hash = 0;
+  for (int32_t position = 0; position < entry.context_len(); ++position) {
+    const int32_t token = position < entry.sequence->num_prompt()
+                              ? request.prompt_token_ids[static_cast<size_t>(position)]
+                              : token_of(request.index, position - entry.sequence->num_prompt());
+    hash = (hash ^ static_cast<uint64_t>(token)) * uint64_t{0x9E3779B97F4A7C15} + 1;
+    contexts.push_back(hash);
+  }
+  return contexts;
+}
+
+// What each position of the KV pool was computed from; what attention of a row must find.
 class SimulatedKv {
  public:
   explicit SimulatedKv(const SchedulerOptions& options) : options_(options) {
     for (const int32_t blocks : options.num_blocks) {
       owner_.emplace_back(static_cast<size_t>(blocks) * static_cast<size_t>(options.block_size),
-                          std::pair{-1L, -1});
+                          uint64_t{0});
     }
   }
   void run(const StepPlan& plan) {
     for (const PlanEntry& entry : plan.entries) {
+      const std::vector<uint64_t> contexts = contexts_of(entry);
+      if (!entry.decode) prefill_rows += entry.num_rows;
       for (int32_t position = entry.first_position; position < entry.context_len(); ++position) {
         for (size_t group = 0; group < owner_.size(); ++group)
-          at(entry, group, position) = {entry.sequence->id, position};
+          at(entry, group, position) = contexts[static_cast<size_t>(position)];
       }
     }
     for (const PlanEntry& entry : plan.entries) {
+      const std::vector<uint64_t> contexts = contexts_of(entry);
       for (int32_t row = entry.first_position; row < entry.context_len(); ++row) {
         for (size_t group = 0; group < owner_.size(); ++group) {
           const int32_t window = options_.windows[group];
           const int32_t first = window == 0 ? 0 : std::max(0, row - window + 1);
           for (int32_t position = first; position <= row; ++position) {
-            bad_reads += at(entry, group, position) != std::pair{entry.sequence->id, position};
+            bad_reads += at(entry, group, position) != contexts[static_cast<size_t>(position)];
           }
         }
       }
     }
   }
   int64_t bad_reads = 0;
+  int64_t prefill_rows = 0;
 
  private:
-  std::pair<int64_t, int32_t>& at(const PlanEntry& entry, size_t group, int32_t position) {
+  uint64_t& at(const PlanEntry& entry, size_t group, int32_t position) {
     const int32_t block =
         entry.blocks[group].at(static_cast<size_t>(position / options_.block_size));
     if (block < 0) {
@@ -77,8 +96,8 @@ class SimulatedKv {
         static_cast<size_t>(block * options_.block_size + position % options_.block_size));
   }
   SchedulerOptions options_;
-  std::vector<std::vector<std::pair<int64_t, int32_t>>> owner_;
-  std::pair<int64_t, int32_t> nowhere_;
+  std::vector<std::vector<uint64_t>> owner_;
+  uint64_t nowhere_ = 0;
 };
 
 class Collector : public SchedulerObserver {
@@ -100,7 +119,14 @@ std::vector<Request> random_requests(std::mt19937& random, int count, int32_t lo
   for (int i = 0; i < count; ++i) {
     Request request;
     request.index = i;
-    request.prompt_token_ids.assign(1 + random() % static_cast<uint32_t>(longest / 2), 1);
+    // A few beginnings, which part at a random place.
+    const auto length = 1 + random() % static_cast<uint32_t>(longest / 2);
+    const auto beginning = static_cast<int32_t>(random() % 4);
+    const auto parting = random() % (length + 1);
+    for (auto at = length - length; at < length; ++at) {
+      request.prompt_token_ids.push_back(at < parting ? beginning
+                                                      : static_cast<int32_t>(random() % 3));
+    }
     request.sampling.max_tokens =
         1 + static_cast<int32_t>(random() % static_cast<uint32_t>(longest / 2));
     request.sampling.ignore_eos = random() % 3 == 0;
@@ -116,6 +142,8 @@ struct Outcome {
   Collector collector;
   int64_t bad_reads = 0;
   int64_t preemptions = 0;
+  int64_t cached_tokens = 0;
+  int64_t prefill_rows = 0;
   int64_t plans = 0;
   uint64_t hash = 0;
   bool budget_kept = true;
@@ -166,6 +194,8 @@ Outcome run(const SchedulerOptions& options, const std::vector<Request>& request
   }
   outcome.bad_reads = kv.bad_reads;
   outcome.preemptions = scheduler.num_preemptions();
+  outcome.cached_tokens = scheduler.num_cached_tokens();
+  outcome.prefill_rows = kv.prefill_rows;
   return outcome;
 }
 
@@ -185,6 +215,7 @@ SchedulerOptions random_options(std::mt19937& random, int32_t longest) {
   options.max_num_seqs = 1 + static_cast<int32_t>(random() % 24);
   options.max_num_batched_tokens = options.max_num_seqs + static_cast<int32_t>(random() % 64);
   options.eos_token_ids = {kEos};
+  options.prefix_caching = random() % 4 != 0;
   return options;
 }
 
@@ -193,6 +224,7 @@ SchedulerOptions random_options(std::mt19937& random, int32_t longest) {
 TEST_CASE("random streams: every request gets its own tokens under any schedule", "[scheduler]") {
   constexpr int32_t kLongest = 160;
   int64_t preemptions = 0;
+  int64_t cached = 0;
   for (uint32_t seed = 0; seed < 200; ++seed) {
     CAPTURE(seed);
     std::mt19937 random(seed);
@@ -209,7 +241,10 @@ TEST_CASE("random streams: every request gets its own tokens under any schedule"
       REQUIRE(outcome.collector.outputs.at(request.index) == expected_output(request));
     }
     preemptions += outcome.preemptions;
+    cached += outcome.cached_tokens;
+    REQUIRE((options.prefix_caching || outcome.cached_tokens == 0));
   }
+  REQUIRE(cached > 1000);     // and sharing
   REQUIRE(preemptions > 20);  // the sweep reaches preemption
 }
 
@@ -243,6 +278,61 @@ TEST_CASE("a row that can never fit ends alone with kv_oom and the others go on"
   REQUIRE(outcome.collector.reasons.at(1) == EndReason::kKvExhausted);
   REQUIRE(outcome.collector.reasons.at(2) == EndReason::kLength);
   REQUIRE(outcome.blocks_returned);
+}
+
+TEST_CASE("a shared prefix is computed once, whatever the lanes", "[scheduler]") {
+  for (const int32_t lanes : {1, 3}) {
+    SchedulerOptions options;
+    options.num_lanes = lanes;
+    options.block_size = 8;
+    options.num_blocks = {600};
+    options.windows = {0};
+    options.max_num_seqs = 32;
+    options.max_num_batched_tokens = 4096;
+    std::vector<Request> requests(40);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      requests[i].index = static_cast<int64_t>(i);
+      requests[i].prompt_token_ids.assign(256, static_cast<int32_t>(i / 20));
+      for (int32_t own = 0; own < 10; ++own)
+        requests[i].prompt_token_ids.push_back(static_cast<int32_t>(100 + i));
+      requests[i].sampling.max_tokens = 4;
+      requests[i].sampling.ignore_eos = true;
+    }
+    const Outcome outcome = run(options, requests, 5);
+    REQUIRE(outcome.finished);
+    REQUIRE(outcome.bad_reads == 0);
+    // With several lanes a prompt is dealt over plans, and a lane may start before it is whole.
+    if (lanes == 1) REQUIRE(outcome.prefill_rows == 2 * 256 + 40 * 10);
+    REQUIRE(outcome.prefill_rows < 8 * 256 + 40 * 10);
+    options.prefix_caching = false;
+    REQUIRE(run(options, requests, 5).prefill_rows == 40 * 266);
+  }
+}
+
+TEST_CASE("samples of a row share all full blocks of its prompt but the last token's",
+          "[scheduler]") {
+  SchedulerOptions options;
+  options.block_size = 8;
+  options.num_blocks = {100};
+  options.windows = {0};
+  options.max_num_seqs = 8;
+  options.max_num_batched_tokens = 64;
+  options.eos_token_ids = {kEos};
+  std::vector<Request> requests(1);
+  requests[0].prompt_token_ids.assign(32, 1);
+  requests[0].sampling.max_tokens = 4;
+  requests[0].sampling.n = 4;
+  requests[0].sampling.ignore_eos = true;
+  Outcome outcome = run(options, requests, 5);
+  REQUIRE(outcome.finished);
+  REQUIRE(outcome.bad_reads == 0);
+  REQUIRE(outcome.collector.times_ended.at(0) == 4);
+  REQUIRE(outcome.prefill_rows == 32 + 3 * 8);
+  // Prompt rows that are looked at are computed for every sample.
+  requests[0].sampling.num_prompt_logprobs = 0;
+  REQUIRE(run(options, requests, 5).prefill_rows == 4 * 32);
+  requests[0].sampling.prompt_logprobs_from = 17;
+  REQUIRE(run(options, requests, 5).prefill_rows == 32 + 3 * 16);
 }
 
 TEST_CASE("lanes share the running sequences evenly", "[scheduler]") {

@@ -129,3 +129,25 @@ TEST_CASE("a too long line is a row of its own") {
   CHECK(index.rows[1].length == RowEntry::kTooLong);
   CHECK(index.rows[2].line == 3);
 }
+
+TEST_CASE(
+    "rows whose prompts begin with the same bytes have the same prefix, whatever their form") {
+  const TemporaryDirectory directory;
+  const std::string head(600, 'h');
+  const std::string other(600, 'o');
+  const auto path =
+      write_text(directory / "in.jsonl",
+                 "{\"prompt\":\"" + head + "1\"}\n{\"max_tokens\":3,\"prompt\":\"" + head +
+                     "2\"}\n" + "{\"prompt\":\"" + other + "\"}\n{\"prompt\":\"short\"}\n" +
+                     "{\"custom_id\":\"a\",\"body\":{\"prompt\":\"" + head +
+                     "3\",\"max_completion_tokens\":9}}\n{\"messages\":[\"" + head + "\"]}\n");
+  const InputIndex index = build_index({.files = {path}});
+  REQUIRE(index.rows.size() == 6);
+  CHECK(index.rows[0].prefix != 0);
+  CHECK(index.rows[1].prefix == index.rows[0].prefix);
+  CHECK(index.rows[2].prefix != index.rows[0].prefix);
+  CHECK(index.rows[3].prefix == 0);
+  CHECK(index.rows[4].prefix == index.rows[0].prefix);
+  CHECK(index.rows[4].completion_tokens == 9);
+  CHECK(index.rows[5].prefix != 0);
+}

@@ -99,3 +99,25 @@ TEST_CASE("an unknown policy is refused with the ones there are") {
   CHECK(partition_policy("dynamic") == PartitionPolicy::kDynamic);
   CHECK_THROWS_AS(partition_policy("fair"), Error);
 }
+
+TEST_CASE("rows that begin alike are admitted together, at the place of the costliest") {
+  std::vector<Row> rows;
+  const auto add = [&](uint32_t tokens, uint16_t prefix) {
+    Row row;
+    row.index = static_cast<int64_t>(rows.size());
+    row.entry.prompt_tokens = tokens;
+    row.entry.prefix = prefix;
+    rows.push_back(row);
+  };
+  add(10, 0);
+  add(5, 7);
+  add(30, 0);
+  add(20, 7);
+  add(10, 9);
+  add(20, 3);
+  add(5, 9);
+  order_for_admission(&rows);
+  std::vector<int64_t> order;
+  for (const Row& row : rows) order.push_back(row.index);
+  CHECK(order == std::vector<int64_t>{2, 3, 1, 5, 0, 4, 6});
+}
