@@ -113,6 +113,12 @@ std::vector<OptionSpec> make_table() {
       small(&Options::pp, 1, 4096));
   add(layout, "dp", "--data-parallel-size", "D", "replicas (-dp); default: planner",
       small(&Options::dp, 1, 1 << 20));
+  add(layout, "ep", "--expert-parallel-size", "E",
+      "ranks of a stage that experts are spread over: 1 (cut by tp), tp, or tp times a divisor of "
+      "dp, whose replicas then run in lockstep; default: planner",
+      small(&Options::ep, 1, 1 << 20));
+  add(layout, "enable-expert-parallel", "", "", "--ep of dp times tp",
+      on(&Options::enable_expert_parallel));
   add(
       layout, "pp-layers", "", "a,b,...", "layers per stage (default: balanced)",
       [](Options& o, const Values& v) { o.pp_layers = integers(v, 1, 100000); }, true);

@@ -36,19 +36,20 @@ planner::Hardware hardware_of(const Options& options, int world_size) {
 }
 
 void print_table(const std::vector<planner::Plan>& plans) {
-  fmt::print("{:>5} {:>4} {:>4} {:>10} {:>10} {:>9} {:>10} {:>6} {:>10}\n", "dp", "pp", "tp",
-             "weights GB", "work GB", "KV GB", "KV tokens", "seqs", "tok/s*");
+  fmt::print("{:>5} {:>4} {:>4} {:>4} {:>10} {:>10} {:>9} {:>10} {:>6} {:>10}\n", "dp", "pp", "tp",
+             "ep", "weights GB", "work GB", "KV GB", "KV tokens", "seqs", "tok/s*");
   for (const planner::Plan& plan : plans) {
     const auto& layout = plan.layout;
     const auto& memory = plan.memory;
     const auto gb = [](int64_t bytes) { return static_cast<double>(bytes) / 1e9; };
     if (memory.fits) {
-      fmt::print("{:>5} {:>4} {:>4} {:>10.2f} {:>10.2f} {:>9.2f} {:>10} {:>6} {:>10.0f}\n",
-                 layout.dp, layout.pp, layout.tp, gb(memory.weights), gb(memory.workspace),
-                 gb(memory.kv), memory.kv_tokens, memory.max_num_seqs, plan.tokens_per_second);
+      fmt::print("{:>5} {:>4} {:>4} {:>4} {:>10.2f} {:>10.2f} {:>9.2f} {:>10} {:>6} {:>10.0f}\n",
+                 layout.dp, layout.pp, layout.tp, layout.ep, gb(memory.weights),
+                 gb(memory.workspace), gb(memory.kv), memory.kv_tokens, memory.max_num_seqs,
+                 plan.tokens_per_second);
     } else {
-      fmt::print("{:>5} {:>4} {:>4}  does not fit: {}\n", layout.dp, layout.pp, layout.tp,
-                 memory.sum);
+      fmt::print("{:>5} {:>4} {:>4} {:>4}  does not fit: {}\n", layout.dp, layout.pp, layout.tp,
+                 layout.ep, memory.sum);
     }
   }
   fmt::print(
@@ -78,8 +79,9 @@ int plan_command(const Options& options, int world_size) {
   if (plans.size() > kShown) plans.resize(kShown);
   if (!plans.empty()) print_table(plans);
   const planner::Plan chosen = planner::choose_plan(config, hardware, request);
-  fmt::print("\nchosen: -dp {} -pp {} -tp {} ({})\n", chosen.layout.dp, chosen.layout.pp,
-             chosen.layout.tp, chosen.reason);
+  fmt::print("\nchosen: -dp {} -pp {} -tp {}{} ({})\n", chosen.layout.dp, chosen.layout.pp,
+             chosen.layout.tp,
+             chosen.layout.ep > 1 ? fmt::format(" --ep {}", chosen.layout.ep) : "", chosen.reason);
   fmt::print("a rank holds {}; max-model-len {}, {} sequences at once\n", chosen.memory.sum,
              chosen.memory.max_model_len, chosen.memory.max_num_seqs);
   return 0;

@@ -46,6 +46,8 @@ planner::PlanRequest make_plan_request(const Options& options, const model::Mode
   request.dp = options.dp;
   request.pp = options.pp;
   request.tp = options.tp;
+  request.ep = options.ep;
+  request.spread_experts = options.enable_expert_parallel;
   request.pp_layers = options.pp_layers;
   request.block_size =
       options.block_size > 0 ? static_cast<int32_t>(options.block_size) : (cuda ? 32 : 16);
@@ -74,7 +76,7 @@ planner::PlanRequest make_plan_request(const Options& options, const model::Mode
     engine.max_logit_rows = logit_rows;
     engine.max_num_batched_tokens = static_cast<int32_t>(rows);
     engine.max_model_len = static_cast<int32_t>(max_model_len);
-    return model::Transformer::workspace_bytes(config, layout.tp, rows, activation) +
+    return model::Transformer::workspace_bytes(config, layout.tp, rows, activation, layout.ep) +
            model::LmHead::workspace_bytes(config, layout.tp, engine.max_logit_rows, activation) +
            engine::Engine::buffer_bytes(engine, config, layout.pp, activation);
   };

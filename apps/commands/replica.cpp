@@ -21,7 +21,14 @@ class Replica : public engine::Generator {
     tp_ = make(mesh.tp, backend_, watch, "tp");
     pp_ = make(mesh.pp, backend_, watch, "pp");
     const model::StageLayers stage = plan.stages[static_cast<size_t>(mesh.at.pp)];
-    const model::ShardOf shard{stage, mesh.layout.pp, mesh.at.pp, mesh.layout.tp, mesh.at.tp};
+    const model::ShardOf shard{stage,
+                               mesh.layout.pp,
+                               mesh.at.pp,
+                               mesh.layout.tp,
+                               mesh.at.tp,
+                               mesh.layout.ep,
+                               mesh.layout.ep > 1 ? mesh.ep.rank() : 0};
+    ep_ = make(mesh.ep, backend_, watch, "ep");
     const auto format =
         options.load_format == "dummy" ? model::LoadFormat::kDummy : model::LoadFormat::kAuto;
     weights_ = std::make_unique<model::StageWeights>(model::load_weights(
@@ -43,18 +50,20 @@ class Replica : public engine::Generator {
                                               activation);
     const int64_t rows = engine_options_.max_num_batched_tokens;
     workspace_ = std::make_unique<backend::Workspace>(backend_.allocate(
-        model::Transformer::workspace_bytes(config, mesh.layout.tp, rows, activation) +
+        model::Transformer::workspace_bytes(config, mesh.layout.tp, rows, activation,
+                                            mesh.layout.ep) +
         model::LmHead::workspace_bytes(config, mesh.layout.tp, engine_options_.max_logit_rows,
                                        activation)));
     transformer_ = std::make_unique<model::Transformer>(backend_, *tp_, config, *weights_, *cache_,
-                                                        *workspace_, plan.memory.max_model_len);
+                                                        *workspace_, plan.memory.max_model_len,
+                                                        ep_.get());
     if (weights_->last) {
       lm_head_ = std::make_unique<model::LmHead>(backend_, *tp_, config, *weights_, *workspace_,
                                                  engine_options_.max_logit_rows);
     }
     engine_ = std::make_unique<engine::Engine>(
         engine_options_, engine::EngineParts{backend_, *transformer_, lm_head_.get(), config, *pp_,
-                                             mesh.replica, watch});
+                                             mesh.replica, watch, &mesh.members});
   }
 
   engine::EngineStats run(engine::RequestSource* source, engine::CompletionSink* sink,
@@ -67,6 +76,7 @@ class Replica : public engine::Generator {
   backend::Backend& backend_;
   std::unique_ptr<comm::Communicator> tp_;
   std::unique_ptr<comm::Communicator> pp_;
+  std::unique_ptr<comm::Communicator> ep_;
   std::unique_ptr<model::StageWeights> weights_;
   engine::EngineOptions engine_options_;
   std::unique_ptr<model::KvCache> cache_;

@@ -109,8 +109,8 @@ void print_start(const comm::HostComm& world, const comm::Mesh& mesh, const plan
                  io::with_thousands(session.num_done_before()),
                  io::with_thousands(session.input().num_rows), session.num_journals_before());
   }
-  spdlog::info("layout dp {} pp {} tp {}: {}", plan.layout.dp, plan.layout.pp, plan.layout.tp,
-               plan.reason);
+  spdlog::info("layout dp {} pp {} tp {}{}: {}", plan.layout.dp, plan.layout.pp, plan.layout.tp,
+               plan.layout.ep > 1 ? fmt::format(" ep {}", plan.layout.ep) : "", plan.reason);
   spdlog::info("{}; max-model-len {}, {} sequences at once", plan.memory.sum,
                plan.memory.max_model_len, plan.memory.max_num_seqs);
   const job::InputSummary& input = session.input();
@@ -273,7 +273,9 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
                      .rank = everyone.rank(),
                      .host = comm::host_name()});
   const auto loading = Clock::now();
-  if (session.num_rows() > 0) {
+  // A replica without rows loads nothing, unless its experts work for its group's.
+  const int64_t group_rows = mesh.members.all_reduce_sum(session.num_rows());
+  if (session.num_rows() > 0 || group_rows > 0) {
     const auto generator = make_replica(options, config, plan, mesh, device, watch);
     report.seconds["load"] = seconds_since(loading);
     const auto generating = Clock::now();

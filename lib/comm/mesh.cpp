@@ -20,6 +20,11 @@ Mesh make_mesh(HostComm world, const Layout& layout) {
   mesh.replica = world.split(at.dp, at.pp * layout.tp + at.tp);
   mesh.tp = world.split(at.dp * layout.pp + at.pp, at.tp);
   mesh.pp = world.split(at.dp * layout.tp + at.tp, at.pp);
+  // Experts are dealt to the ranks of one replica's stage (ep 1 and tp) or of its whole group.
+  const int members = layout.members();
+  const int group = at.dp / members;
+  mesh.ep = world.split(group * layout.pp + at.pp, at.dp % members * layout.tp + at.tp);
+  mesh.members = world.split((group * layout.pp + at.pp) * layout.tp + at.tp, at.dp % members);
   const bool leader = at.pp == 0 && at.tp == 0;
   HostComm leaders = world.split(leader ? 0 : 1 + world.rank(), at.dp);
   mesh.leaders = leader ? std::move(leaders) : HostComm();

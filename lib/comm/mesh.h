@@ -16,6 +16,8 @@ struct Layout {
   int ep = 1;
   int world() const { return dp * pp * tp; }
   int replica() const { return pp * tp; }
+  // Replicas of a lockstep group: those whose ranks share out experts.
+  int members() const { return ep > tp ? ep / tp : 1; }
 };
 
 struct Coordinates {
@@ -35,6 +37,8 @@ struct Mesh {
   HostComm replica;  // pp × tp ranks that generate together; rank 0 is the leader
   HostComm tp;       // ranks of one stage
   HostComm pp;       // same tp, all stages
+  HostComm ep;       // ranks that share out a stage's experts: lockstep members × tp
+  HostComm members;  // the same (pp, tp) in each replica of the lockstep group
   HostComm leaders;  // replica leaders by dp; size-1 dummy on other ranks
   int local_rank = 0;
   int local_size = 1;

@@ -266,6 +266,15 @@ std::unique_ptr<HostRequest> HostComm::start_broadcast(void* data, int64_t bytes
       });
 }
 
+std::unique_ptr<HostRequest> HostComm::start_all_gather(void* all, int64_t bytes) const {
+  if (size() == 1) return std::make_unique<DoneRequest>();
+  const int count = count_of(bytes);
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPINFER_MPI(
+      MPI_Iallgather(MPI_IN_PLACE, 0, MPI_BYTE, all, count, MPI_BYTE, handle_->comm, &request));
+  return std::make_unique<MpiRequest>(std::vector<MPI_Request>{request});
+}
+
 std::unique_ptr<HostRequest> HostComm::start_send(const void* data, int64_t bytes, int peer,
                                                   int tag) const {
   auto* source = const_cast<char*>(static_cast<const char*>(data));

@@ -66,6 +66,8 @@ class HostComm {
   int64_t all_reduce_max(int64_t value) const;
 
   std::unique_ptr<HostRequest> start_broadcast(void* data, int64_t bytes, int root) const;
+  // all holds size() pieces of bytes each, this rank's in its place.
+  std::unique_ptr<HostRequest> start_all_gather(void* all, int64_t bytes) const;
   std::unique_ptr<HostRequest> start_send(const void* data, int64_t bytes, int peer, int tag) const;
   std::unique_ptr<HostRequest> start_receive(void* data, int64_t bytes, int peer, int tag) const;
   // A message from anyone under tag, if one is waiting.

@@ -54,7 +54,8 @@ class MpiCommunicator : public Communicator {
   void all_gather_v(Stream, void* out, const void* in, std::span<const int64_t> bytes) override {
     const auto [counts, displacements] = layout_of(bytes);
     char* mine = static_cast<char*>(out) + displacements[static_cast<size_t>(rank())];
-    if (mine != in) std::memcpy(mine, in, static_cast<size_t>(bytes[static_cast<size_t>(rank())]));
+    const auto my_bytes = static_cast<size_t>(bytes[static_cast<size_t>(rank())]);
+    if (mine != in && my_bytes > 0) std::memcpy(mine, in, my_bytes);
     MPI_Request request = MPI_REQUEST_NULL;
     MPINFER_MPI(MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_BYTE, out, counts.data(), displacements.data(),
                                 MPI_BYTE, comm_.handle().comm, &request));
@@ -121,6 +122,7 @@ class MpiCommunicator : public Communicator {
                                receive_counts.data(), receive_at.data(), MPI_BYTE,
                                comm_.handle().comm, &request));
     finish(&request);
+    if (mine == 0) return;
     sum_in_rank_order(out, scratch_.data(), size(), mine * width, dtype, mine);
   }
 

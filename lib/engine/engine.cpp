@@ -9,6 +9,7 @@
 
 #include "lib/core/error.h"
 #include "lib/engine/control.h"
+#include "lib/engine/lockstep.h"
 #include "lib/engine/runner.h"
 #include "lib/engine/scheduler.h"
 #include "lib/engine/wait.h"
@@ -176,11 +177,17 @@ struct Engine::Impl {
         lanes(std::max(1, parts.pp_ring.size())),
         wait(parts.watch),
         control(parts.replica),
-        runner(options, parts, wait) {}
+        runner(options, parts, wait) {
+    if (parts.members != nullptr && parts.members->size() > 1) {
+      lockstep = std::make_unique<LockstepChannel>(*parts.members);
+    }
+  }
 
   void post(int64_t number, uint64_t last_hash);
   void check_hash(const ControlRecord& record) const;
-  void make_and_launch(int64_t number);
+  // False: nothing was launched, and the group has left.
+  bool make_and_launch(int64_t number);
+  bool keep_step(const StepPlan& plan);
   const StepPlan& plan_at(int64_t number) const;
 
   EngineOptions options;
@@ -189,6 +196,9 @@ struct Engine::Impl {
   WaitLoop wait;
   ControlChannel control;
   Runner runner;
+  std::unique_ptr<LockstepChannel> lockstep;  // null: this replica waits for no other
+  std::vector<int64_t> group_rows;            // of the plan being launched, by member
+  bool group_draining = false;
   std::unique_ptr<Delivery> delivery;
   std::unique_ptr<Scheduler> scheduler;
   RequestSource* source = nullptr;
@@ -237,7 +247,7 @@ void Engine::Impl::post(int64_t number, uint64_t last_hash) {
   record.plan = number;
   record.plan_hash = last_hash;
   record.verdicts = delivery->take_verdicts();
-  if (!drained && source->drain_requested()) {
+  if (!drained && (source->drain_requested() || group_draining)) {
     record.drain = drained = source_empty = true;
   }
   if (drained && !cancelled && source->cancel_requested()) record.cancel = cancelled = true;
@@ -272,20 +282,39 @@ void Engine::Impl::check_hash(const ControlRecord& record) const {
           plan.number, parts.replica.rank(), parts.replica.size(), plan.hash, record.plan_hash));
 }
 
-void Engine::Impl::make_and_launch(int64_t number) {
+// What the members bring to this plan; false when none has work left.
+bool Engine::Impl::keep_step(const StepPlan& plan) {
+  lockstep->post({.plan = plan.number,
+                  .rows = plan.num_rows,
+                  .draining = static_cast<uint8_t>(drained),
+                  .no_more_work = static_cast<uint8_t>(scheduler->finished())});
+  wait.until("lockstep record", plan.number, [this] { return lockstep->ready(); });
+  bool work = false;
+  group_rows.clear();
+  for (const LockstepRecord& record : lockstep->take()) {
+    group_rows.push_back(record.rows);
+    work = work || record.no_more_work == 0;
+    group_draining = group_draining || record.draining != 0;
+  }
+  return work;
+}
+
+bool Engine::Impl::make_and_launch(int64_t number) {
   plans.push_back(scheduler->make_plan(number));
   // Kept: what the next commit takes, and the one before it for the hash of its record.
   while (plans.front().number < number - lanes - 1) plans.pop_front();
   const StepPlan& plan = plans.back();
+  if (lockstep != nullptr && !keep_step(plan)) return false;
   const StepPlan* lane_before = number >= lanes ? &plan_at(number - lanes) : nullptr;
   for (const PlanEntry& entry : plan.entries) {
     if (!entry.decode) stats.prompt_tokens += entry.num_rows;
   }
   const auto start = Clock::now();
   const double waited = wait.waited_seconds();
-  runner.launch(plan, lane_before);
+  runner.launch(plan, lane_before, group_rows);
   stats.compute_seconds += seconds_since(start) - (wait.waited_seconds() - waited);
   if (!plan.empty()) ++stats.steps;
+  return true;
 }
 
 EngineStats Engine::run(RequestSource* source, CompletionSink* sink, StopStringMatcher* matcher) {
@@ -330,10 +359,12 @@ EngineStats Engine::run(RequestSource* source, CompletionSink* sink, StopStringM
         impl.parts.watch.first_step_done();
       }
       if (impl.delivery != nullptr) impl.delivery->report_unfinished(*impl.scheduler);
-      if (impl.scheduler->finished()) break;
+      if (impl.lockstep == nullptr && impl.scheduler->finished()) break;
     }
-    impl.make_and_launch(number);
-    if (!impl.scheduler->has_work()) {
+    if (!impl.make_and_launch(number)) break;
+    const bool others_work = std::any_of(impl.group_rows.begin(), impl.group_rows.end(),
+                                         [](int64_t rows) { return rows > 0; });
+    if (!impl.scheduler->has_work() && !others_work) {
       constexpr auto kIdle = std::chrono::microseconds(200);
       std::this_thread::sleep_for(kIdle);
       impl.stats.idle_seconds += std::chrono::duration<double>(kIdle).count();

@@ -106,6 +106,7 @@ struct EngineParts {
   comm::Communicator& pp_ring;
   const comm::HostComm& replica;
   comm::Watch& watch;
+  const comm::HostComm* members = nullptr;  // ranks of this place in a lockstep group, or null
 };
 
 // What carries requests to completions: the engine, or a test's stand-in for it.

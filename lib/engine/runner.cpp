@@ -122,12 +122,18 @@ int64_t Runner::residual_bytes(const StepPlan& plan) const {
   return plan.num_rows * row_bytes_;
 }
 
-void Runner::launch(const StepPlan& plan, const StepPlan* lane_before) {
+void Runner::launch(const StepPlan& plan, const StepPlan* lane_before,
+                    std::span<const int64_t> group_rows) {
   if (num_stages_ > 1) receive(plan, lane_before);
   if (!plan.empty()) {
     batch_ = builder_.build(Stream::kCompute, plan);
     drawn_of(plan.number).slots = batch_.logit_slots;
-    forward(plan);
+    forward(plan, group_rows);
+  } else if (std::any_of(group_rows.begin(), group_rows.end(), [](auto n) { return n > 0; })) {
+    // Its experts work for the others' rows.
+    const int64_t width = parts_.config.hidden_size;
+    const Matrix none{nullptr, parts_.backend.activation_dtype(), 0, width, width};
+    parts_.transformer.forward(Stream::kCompute, {.group_rows = group_rows}, none);
   }
   if (last()) draw(plan, lane_before);
   if (num_stages_ > 1) send(plan, lane_before);
@@ -179,7 +185,7 @@ void Runner::receive(const StepPlan& plan, const StepPlan* lane_before) {
   }
 }
 
-void Runner::forward(const StepPlan& plan) {
+void Runner::forward(const StepPlan& plan, std::span<const int64_t> group_rows) {
   backend::Backend& backend = parts_.backend;
   char* memory = static_cast<char*>(message_of(plan.number).memory.data());
   const int64_t width = parts_.config.hidden_size;
@@ -190,6 +196,7 @@ void Runner::forward(const StepPlan& plan) {
                          static_cast<const int32_t*>(last_token_.data()), batch_.row_slots,
                          plan.num_decodes);
   }
+  batch_.input.group_rows = group_rows;
   parts_.transformer.forward(Stream::kCompute, batch_.input, residual);
 }
 

@@ -23,7 +23,10 @@ class Runner {
 
   // Plans in order. lane_before: plan number - lanes, whose ids this plan's decode rows continue
   // (null before there is one).
-  void launch(const StepPlan& plan, const StepPlan* lane_before);
+  // group_rows: rows of every member of a lockstep group, which enter the model's collectives
+  // together; empty without one.
+  void launch(const StepPlan& plan, const StepPlan* lane_before,
+              std::span<const int64_t> group_rows);
   // Ids that plan drew, in the order of its logit entries; waits until they are on the host. A
   // stage other than the last has them once plan + lanes is launched there. First asked for in plan
   // order.
@@ -46,7 +49,7 @@ class Runner {
   Drawn& drawn_of(int64_t number);
   void receive(const StepPlan& plan, const StepPlan* lane_before);
   void send(const StepPlan& plan, const StepPlan* lane_before);
-  void forward(const StepPlan& plan);
+  void forward(const StepPlan& plan, std::span<const int64_t> group_rows);
   void draw(const StepPlan& plan, const StepPlan* lane_before);
   void look_at_logprobs(const StepPlan& plan);
   int64_t ids_bytes(const StepPlan* plan) const;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <span>
 #include <vector>
 
 #include "lib/backend/backend.h"
@@ -18,7 +19,9 @@ struct BatchInput {
   int64_t num_rows = 0;                // token rows: decode rows first, then prefill chunks
   const int32_t* ids = nullptr;        // [num_rows] (stage 0 only)
   const int32_t* positions = nullptr;  // [num_rows]
-  std::vector<GroupInput> groups;
+  std::vector<GroupInput> groups = {};
+  // Rows of every member of a lockstep group, this one's included; empty without one.
+  std::span<const int64_t> group_rows = {};
 };
 
 }  // namespace mpinfer::model

@@ -14,8 +14,10 @@ using backend::Matrix;
 int64_t chunk_rows(const ModelConfig& config, const MoeSizes& sizes, int64_t rows, DType dtype) {
   const int64_t bound = int64_t{1} << (dtype == DType::kF32 ? 26 : 30);
   constexpr int64_t kLeastRows = 1024;
-  const int64_t a_row = config.moe.top_k * (sizes.intermediate + sizes.hidden) * size_of(dtype);
-  return std::min(rows, std::max(kLeastRows, bound / a_row));
+  const int64_t a_row =
+      sizes.members * config.moe.top_k * (sizes.intermediate + sizes.hidden) * size_of(dtype);
+  const int64_t least = std::max<int64_t>(1, kLeastRows / sizes.members);
+  return std::min(rows, std::max(least, bound / a_row));
 }
 
 Matrix first_rows(const Matrix& matrix, int64_t rows) {
@@ -36,12 +38,11 @@ void add_shared(const MoeLayer& layer, backend::Stream stream, const Matrix& out
   layer.backend.add_gated(stream, out, shared, gate);
 }
 
-void run_chunk(const MoeLayer& layer, backend::Stream stream, const Matrix& out, const Matrix& x,
-               const MoeBuffers& buffers) {
+void choose(const MoeLayer& layer, backend::Stream stream, const Matrix& x,
+            const MoeBuffers& buffers) {
   const MoeConfig& moe = layer.config.moe;
-  const LayerWeights& weights = layer.weights;
   const Matrix logits = first_rows(buffers.logits, x.rows);
-  layer.backend.lm_head_logits(stream, logits, x, weights.router, 1.0F);
+  layer.backend.lm_head_logits(stream, logits, x, layer.weights.router, 1.0F);
   layer.backend.route(stream, buffers.experts, buffers.weights, logits,
                       {.top_k = moe.top_k,
                        .score = moe.score,
@@ -50,14 +51,20 @@ void run_chunk(const MoeLayer& layer, backend::Stream stream, const Matrix& out,
                        .num_groups = moe.num_groups,
                        .top_groups = moe.top_groups,
                        .best_of_group = moe.best_of_group,
-                       .bias = static_cast<const float*>(weights.router_bias),
-                       .correction = static_cast<const float*>(weights.router_correction),
+                       .bias = static_cast<const float*>(layer.weights.router_bias),
+                       .correction = static_cast<const float*>(layer.weights.router_correction),
                        .counts = layer.counts});
+}
+
+void compute(const MoeLayer& layer, backend::Stream stream, const Matrix& out, const Matrix& x,
+             const int32_t* experts, const float* factors, const MoeBuffers& buffers) {
+  const MoeConfig& moe = layer.config.moe;
+  const LayerWeights& weights = layer.weights;
   layer.backend.moe_experts(stream,
                             {.out = out,
                              .x = x,
-                             .experts = buffers.experts,
-                             .weights = buffers.weights,
+                             .experts = experts,
+                             .weights = factors,
                              .top_k = moe.top_k,
                              .first_expert = layer.stage.first_expert,
                              .num_experts = layer.stage.num_experts,
@@ -70,7 +77,53 @@ void run_chunk(const MoeLayer& layer, backend::Stream stream, const Matrix& out,
                              .swiglu_limit = moe.swiglu_limit,
                              .scratch = buffers.scratch,
                              .scratch_bytes = buffers.scratch_bytes});
-  if (moe.shared_intermediate_size > 0) add_shared(layer, stream, out, x, buffers);
+}
+
+// One chunk of every member's rows; own [begin, begin + rows) of x may be none.
+void run_group_chunk(const MoeLayer& layer, backend::Stream stream, const Matrix& x, int64_t begin,
+                     const MoeBuffers& buffers) {
+  const int tp = layer.stage.tp;
+  const int64_t hidden = layer.config.hidden_size;
+  const int64_t top_k = layer.config.moe.top_k;
+  const int member = layer.ep->rank() / tp;
+  std::vector<int64_t> slices;  // rows that each rank of the group brings
+  Part mine;
+  int64_t rows = 0;
+  for (size_t m = 0; m < layer.group_rows.size(); ++m) {
+    const int64_t here = std::clamp<int64_t>(layer.group_rows[m] - begin, 0, buffers.chunk_rows);
+    rows += here;
+    for (int t = 0; t < tp; ++t) slices.push_back(ceil_part(here, tp, t).size);
+    if (static_cast<int>(m) == member) mine = ceil_part(here, tp, layer.stage.tp_rank);
+  }
+  const auto times = [&](int64_t factor) {
+    std::vector<int64_t> counts = slices;
+    for (int64_t& count : counts) count *= factor;
+    return counts;
+  };
+  Matrix slice = x.slice_rows(std::min(begin + mine.begin, x.rows), mine.size);
+  if (mine.size > 0) choose(layer, stream, slice, buffers);
+  const Matrix all = first_rows(buffers.group_x, rows);
+  const Matrix sums = first_rows(buffers.group_sums, rows);
+  layer.ep->all_gather_v(stream, all.data, slice.data, times(hidden * size_of(x.dtype)));
+  layer.ep->all_gather_v(stream, buffers.group_experts, buffers.experts, times(top_k * 4));
+  layer.ep->all_gather_v(stream, buffers.group_weights, buffers.weights, times(top_k * 4));
+  compute(layer, stream, sums, all, buffers.group_experts, buffers.group_weights, buffers);
+  const int64_t own_rows = std::clamp<int64_t>(x.rows - begin, 0, buffers.chunk_rows);
+  const Matrix own = buffers.partial.slice_rows(std::min(begin, x.rows), own_rows);
+  if (tp > 1) layer.backend.fill(stream, own, 0.0F);  // the other ranks' slices
+  layer.ep->reduce_scatter_sum_v(stream,
+                                 own.slice_rows(std::min(mine.begin, own_rows), mine.size).data,
+                                 sums.data, x.dtype, times(hidden));
+  if (layer.config.moe.shared_intermediate_size > 0 && own_rows > 0) {
+    add_shared(layer, stream, own, x.slice_rows(begin, own_rows), buffers);
+  }
+}
+
+void run_chunk(const MoeLayer& layer, backend::Stream stream, const Matrix& out, const Matrix& x,
+               const MoeBuffers& buffers) {
+  choose(layer, stream, x, buffers);
+  compute(layer, stream, out, x, buffers.experts, buffers.weights, buffers);
+  if (layer.config.moe.shared_intermediate_size > 0) add_shared(layer, stream, out, x, buffers);
 }
 
 }  // namespace
@@ -79,14 +132,17 @@ MoeSizes moe_sizes(const ModelConfig& config, const ShardOf& shard) {
   return {.hidden = config.hidden_size,
           .intermediate = expert_intermediate(config, shard).size,
           .experts = expert_part(config, shard.ep, shard.ep_rank).size,
-          .shared = ceil_part(config.moe.shared_intermediate_size, shard.tp, shard.tp_rank).size};
+          .shared = ceil_part(config.moe.shared_intermediate_size, shard.tp, shard.tp_rank).size,
+          .members = std::max(1, shard.ep / shard.tp)};
 }
 
 MoeBuffers take_moe_buffers(backend::Workspace& workspace, const ModelConfig& config,
-                            const MoeSizes& sizes, const Matrix& partial) {
+                            const MoeSizes& sizes, const Matrix& partial, int64_t max_rows) {
   const MoeConfig& moe = config.moe;
-  const int64_t rows = chunk_rows(config, sizes, partial.rows, partial.dtype);
+  const int64_t rows = chunk_rows(config, sizes, max_rows, partial.dtype);
+  const int64_t all_rows = sizes.members * rows;
   MoeBuffers out;
+  out.chunk_rows = rows;
   out.partial = partial;
   out.logits = workspace.take(rows, moe.num_experts, DType::kF32);
   out.experts = workspace.take_array<int32_t>(rows * moe.top_k);
@@ -97,7 +153,13 @@ MoeBuffers take_moe_buffers(backend::Workspace& workspace, const ModelConfig& co
     out.shared = workspace.take(rows, sizes.hidden, partial.dtype);
     if (moe.shared_gate) out.shared_gate = workspace.take(rows, 1, DType::kF32);
   }
-  out.scratch_bytes = backend::moe_scratch_bytes(rows, moe.top_k, sizes.experts, sizes.hidden,
+  if (sizes.members > 1) {
+    out.group_x = workspace.take(all_rows, sizes.hidden, partial.dtype);
+    out.group_sums = workspace.take(all_rows, sizes.hidden, partial.dtype);
+    out.group_experts = workspace.take_array<int32_t>(all_rows * moe.top_k);
+    out.group_weights = workspace.take_array<float>(all_rows * moe.top_k);
+  }
+  out.scratch_bytes = backend::moe_scratch_bytes(all_rows, moe.top_k, sizes.experts, sizes.hidden,
                                                  sizes.intermediate, partial.dtype);
   out.scratch = workspace.take_bytes(out.scratch_bytes);
   return out;
@@ -105,7 +167,14 @@ MoeBuffers take_moe_buffers(backend::Workspace& workspace, const ModelConfig& co
 
 Partial moe(const MoeLayer& layer, backend::Stream stream, const Matrix& x,
             const MoeBuffers& buffers) {
-  const int64_t at_once = buffers.logits.rows;
+  const int64_t at_once = buffers.chunk_rows;
+  if (layer.ep != nullptr) {
+    const int64_t most = *std::max_element(layer.group_rows.begin(), layer.group_rows.end());
+    for (int64_t begin = 0; begin < most; begin += at_once) {
+      run_group_chunk(layer, stream, x, begin, buffers);
+    }
+    return {buffers.partial};
+  }
   for (int64_t begin = 0; begin < x.rows; begin += at_once) {
     const int64_t rows = std::min(at_once, x.rows - begin);
     run_chunk(layer, stream, buffers.partial.slice_rows(begin, rows), x.slice_rows(begin, rows),

@@ -45,9 +45,10 @@ struct StepBuffers {
   MoeBuffers moe;
 };
 
-// Attention and MLP never live together: they share their temporaries' memory.
+// Attention and MLP never live together: they share their temporaries' memory. most_rows: the
+// largest of a lockstep group's members, which all must agree on.
 StepBuffers take_buffers(Workspace& workspace, const ModelConfig& config, const StepSizes& sizes,
-                         int64_t rows, DType dtype) {
+                         int64_t rows, int64_t most_rows, DType dtype) {
   StepBuffers out;
   out.normed = workspace.take(rows, sizes.hidden, dtype);
   const Matrix partial = workspace.take(rows, sizes.hidden, dtype);
@@ -61,9 +62,14 @@ StepBuffers take_buffers(Workspace& workspace, const ModelConfig& config, const 
   out.mlp.activated = workspace.take(chunk, sizes.intermediate, dtype);
   if (config.has_experts()) {
     workspace.reset(mark);
-    out.moe = take_moe_buffers(workspace, config, sizes.moe, partial);
+    out.moe = take_moe_buffers(workspace, config, sizes.moe, partial, most_rows);
   }
   return out;
+}
+
+int64_t most_rows_of(const BatchInput& batch) {
+  if (batch.group_rows.empty()) return batch.num_rows;
+  return *std::max_element(batch.group_rows.begin(), batch.group_rows.end());
 }
 
 ShardOf shard_of(const StageWeights& weights) {
@@ -84,6 +90,7 @@ struct Transformer::Impl {
   KvCache& cache;
   Workspace& workspace;
   StepSizes sizes;
+  comm::Communicator* ep = nullptr;
   backend::Buffer rope_table = {};
   backend::RopeView rope = {};
   backend::Buffer counts = {};  // i64 [layers, experts]
@@ -96,6 +103,18 @@ struct Transformer::Impl {
     backend.synchronize();
     rope = {.cos_sin = static_cast<const float*>(rope_table.data()),
             .rotary_dim = config.rope.rotary_dim};
+  }
+
+  Partial run_experts(Stream stream, int32_t index, const BatchInput& batch, const Matrix& x,
+                      const StepBuffers& buffers) {
+    return moe({.backend = backend,
+                .config = config,
+                .stage = weights,
+                .weights = weights.layers[static_cast<size_t>(index)],
+                .ep = ep,
+                .group_rows = batch.group_rows,
+                .counts = static_cast<int64_t*>(counts.data()) + index * config.moe.num_experts},
+               stream, x, buffers.moe);
   }
 
   void run_layer(Stream stream, int32_t index, const BatchInput& batch, const Matrix& residual,
@@ -116,15 +135,9 @@ struct Transformer::Impl {
                                     stream, buffers.normed, batch, buffers.attention);
     reduce_add_norm(boundary, stream, buffers.normed, attended, residual,
                     layer.post_attention_norm);
-    const Partial mixed =
-        config.layers[static_cast<size_t>(layer_id)].moe
-            ? moe({.backend = backend,
-                   .config = config,
-                   .stage = weights,
-                   .weights = layer,
-                   .counts = static_cast<int64_t*>(counts.data()) + index * config.moe.num_experts},
-                  stream, buffers.normed, buffers.moe)
-            : mlp(backend, stream, buffers.normed, config, layer, buffers.mlp);
+    const Partial mixed = config.layers[static_cast<size_t>(layer_id)].moe
+                              ? run_experts(stream, index, batch, buffers.normed, buffers)
+                              : mlp(backend, stream, buffers.normed, config, layer, buffers.mlp);
     if (at + 1 == weights.layers.size()) {
       reduce_add(boundary, stream, mixed, residual);
     } else {
@@ -136,7 +149,7 @@ struct Transformer::Impl {
 
 Transformer::Transformer(backend::Backend& backend, comm::Communicator& tp,
                          const ModelConfig& config, const StageWeights& weights, KvCache& cache,
-                         Workspace& workspace, int64_t max_positions)
+                         Workspace& workspace, int64_t max_positions, comm::Communicator* ep)
     : impl_(std::make_unique<Impl>(Impl{.backend = backend,
                                         .tp = tp,
                                         .config = config,
@@ -147,6 +160,10 @@ Transformer::Transformer(backend::Backend& backend, comm::Communicator& tp,
   MPINFER_CHECK(tp.size() == weights.tp && tp.rank() == weights.tp_rank,
                 "weights of rank {} of {} on rank {} of {}", weights.tp_rank, weights.tp, tp.rank(),
                 tp.size());
+  if (weights.ep > weights.tp) impl_->ep = ep;
+  MPINFER_CHECK(weights.ep <= weights.tp ||
+                    (ep != nullptr && ep->size() == weights.ep && ep->rank() == weights.ep_rank),
+                "experts over {} ranks without their communicator", weights.ep);
   impl_->make_rope(max_positions);
   const int64_t bytes = std::ssize(weights.layers) * config.moe.num_experts * 8;
   impl_->counts = backend.allocate(bytes);
@@ -155,16 +172,31 @@ Transformer::Transformer(backend::Backend& backend, comm::Communicator& tp,
 
 Transformer::~Transformer() = default;
 
+// Without rows of its own: the collectives of the layers with experts, and nothing else.
+void Transformer::serve_group(Stream stream, const BatchInput& batch, const Matrix& none) {
+  Impl& m = *impl_;
+  const Workspace::Scope scope(m.workspace);
+  const StepBuffers buffers = take_buffers(m.workspace, m.config, m.sizes, 0, most_rows_of(batch),
+                                           m.backend.activation_dtype());
+  for (int32_t index = 0; index < m.weights.stage.end - m.weights.stage.begin; ++index) {
+    if (!m.config.layers[static_cast<size_t>(m.weights.stage.begin + index)].moe) continue;
+    m.run_experts(stream, index, batch, none, buffers);
+  }
+}
+
 void Transformer::forward(Stream stream, const BatchInput& batch, const Matrix& residual) {
   Impl& m = *impl_;
+  if (batch.num_rows == 0) {
+    if (m.ep != nullptr) serve_group(stream, batch, residual);
+    return;
+  }
   MPINFER_CHECK(batch.groups.size() == m.config.cache_groups.size(), "{} groups for {}",
                 batch.groups.size(), m.config.cache_groups.size());
   MPINFER_CHECK(residual.rows == batch.num_rows && residual.cols == m.config.hidden_size,
                 "residual [{}, {}] for {} rows", residual.rows, residual.cols, batch.num_rows);
-  if (batch.num_rows == 0) return;
   const Workspace::Scope scope(m.workspace);
-  const StepBuffers buffers =
-      take_buffers(m.workspace, m.config, m.sizes, batch.num_rows, m.backend.activation_dtype());
+  const StepBuffers buffers = take_buffers(m.workspace, m.config, m.sizes, batch.num_rows,
+                                           most_rows_of(batch), m.backend.activation_dtype());
   if (m.weights.first) {
     embed(m.backend, m.tp, stream, residual, m.config, m.weights, batch.ids);
   }
@@ -179,7 +211,7 @@ int64_t Transformer::workspace_bytes(const ModelConfig& config, int tp, int64_t 
                                      DType activation, int ep) {
   Workspace measuring;
   take_buffers(measuring, config, step_sizes(config, {.stage = {}, .tp = tp, .ep = ep}), max_rows,
-               activation);
+               max_rows, activation);
   return measuring.peak_bytes();
 }
 

@@ -18,11 +18,12 @@ namespace mpinfer::model {
 
 class Transformer {
  public:
-  // Everything is borrowed and must outlive this. max_rows bounds num_rows of a step; the rope
-  // table reaches max_positions.
+  // Everything is borrowed and must outlive this. The rope table reaches max_positions. ep: the
+  // ranks of a lockstep group's stage, where experts cross replicas; then forward is collective
+  // over it, and a member without rows calls it too.
   Transformer(backend::Backend& backend, comm::Communicator& tp, const ModelConfig& config,
               const StageWeights& weights, KvCache& cache, backend::Workspace& workspace,
-              int64_t max_positions);
+              int64_t max_positions, comm::Communicator* ep = nullptr);
   ~Transformer();
 
   // residual: [num_rows, hidden_size], in and out, activation dtype. The first stage writes it from
@@ -38,6 +39,7 @@ class Transformer {
   std::vector<int64_t> expert_counts() const;
 
  private:
+  void serve_group(backend::Stream stream, const BatchInput& batch, const backend::Matrix& none);
   struct Impl;
   std::unique_ptr<Impl> impl_;
 };

@@ -83,7 +83,8 @@ MemoryPlan plan_memory(const model::ModelConfig& config, const comm::Layout& lay
   KvCost cost;
   cost.block_bytes.assign(config.cache_groups.size(), 0);
   for (size_t stage = 0; stage < stages.size(); ++stage) {
-    const model::ShardOf shard{stages[stage], layout.pp, static_cast<int>(stage), layout.tp, 0};
+    const model::ShardOf shard{stages[stage], layout.pp, static_cast<int>(stage), layout.tp, 0,
+                               layout.ep,     0};
     plan.weights = std::max(plan.weights, model::weight_bytes(config, shard));
     for (size_t g = 0; g < cost.block_bytes.size(); ++g) {
       cost.block_bytes[g] =

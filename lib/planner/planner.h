@@ -28,6 +28,7 @@ struct Lengths {  // typical row, from the input if there is one
 
 struct PlanRequest {
   int dp = 0, pp = 0, tp = 0, ep = 0;  // 0: choose
+  bool spread_experts = false;         // ep = dp * tp
   std::vector<int32_t> pp_layers;
   int32_t block_size = 16;
   int64_t max_model_len = 0;  // 0: the model's, or what fits

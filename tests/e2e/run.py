@@ -2,10 +2,10 @@
 """Runs the cases of this folder with a real mpirun and compares what comes out.
 
 A case is a folder with
-  cmd             lines "key: value"; args and layouts (dp x pp x tp) are the usual ones, the rest is in DEFAULTS
+  cmd             lines "key: value"; args and layouts (dp x pp x tp, x ep) are the usual ones, the rest is in DEFAULTS
   input.jsonl     or input.py, which writes the input to its stdout
   expected.jsonl  one object a line: its members must be there with these values ("*" stands for any value)
-Outputs of layouts with the same tp must be equal byte for byte; across tp nearly all rows must be equal (a
+Outputs of layouts with the same tp and ep must be equal byte for byte; across them nearly all rows (a
 near-tie may fall either way). refusals.txt holds command lines that must fail: exit code, a part of the
 message, arguments.
 """
@@ -116,7 +116,7 @@ def check_rows(output, expected_path, rows, where):
 
 
 def compare_outputs(outputs):
-    """outputs: (tp, name, bytes). Equal bytes for equal tp; nearly all rows equal otherwise."""
+    """outputs: ((tp, ep), name, bytes). Equal bytes for equal cuts; nearly all rows equal otherwise."""
     first = {}
     for tp, name, data in outputs:
         if tp not in first:
@@ -141,11 +141,12 @@ def run_case(folder, binary):
         write_input(folder, work)
         outputs = []
         for layout in case["layouts"].split():
-            dp, pp, tp = (int(n) for n in layout.split("x"))
+            dp, pp, tp, *ep = (int(n) for n in layout.split("x"))
             for variant in case["variants"].split("|"):
                 where = f"{folder.name} {layout} {variant}".strip()
                 arguments = ["run", "--model", str(GOLDEN / case["model"]), "-i", "input.jsonl", "-o", "out.jsonl",
                              "--overwrite", "-dp", str(dp), "-pp", str(pp), "-tp", str(tp),
+                             *(["--ep", str(ep[0])] if ep else []),
                              *shlex.split(case["args"]), *shlex.split(variant)]
                 done = launch(binary, dp * pp * tp, case["mpirun"], arguments, work)
                 log = done.stderr.decode(errors="replace")
@@ -160,7 +161,7 @@ def run_case(folder, binary):
                 output = (work / "out.jsonl").read_bytes()
                 check_rows(output, folder / "expected.jsonl", case["rows"], where)
                 check_run_directory(work, int(case["exit"]), where)
-                outputs.append((tp, where, output))
+                outputs.append(((tp, *ep), where, output))
         if outputs:
             compare_outputs(outputs)
 
