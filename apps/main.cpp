@@ -7,7 +7,9 @@
 #include <string>
 
 #include "apps/commands/commands.h"
+#include "apps/job_environment.h"
 #include "apps/options.h"
+#include "apps/signals.h"
 #include "lib/comm/mpi.h"
 #include "lib/core/error.h"
 #include "lib/core/log.h"
@@ -56,6 +58,10 @@ int run(const Options& options, comm::HostComm world, LastWords& last_words) {
       return world.rank() == 0 ? check_command(options, world.size()) : 0;
     case Command::kTokenize:
       return world.rank() == 0 ? tokenize_command(options) : 0;
+    case Command::kMerge:
+      return world.rank() == 0 ? merge_command(options) : 0;
+    case Command::kStatus:
+      return world.rank() == 0 ? status_command(options) : 0;
   }
   return static_cast<int>(ExitCode::kInternal);
 }
@@ -71,17 +77,49 @@ int give_up(const comm::HostComm& world, const LastWords& last_words, int exit_c
   return exit_code;
 }
 
+// Shards and coordinates by variables are those of the flags, and may not contradict them.
+void apply(const DpVariables& dp, Options* options) {
+  if (options->command != Command::kRun) return;
+  if (dp.num_shards > 0) {
+    if (options->num_shards > 1 &&
+        (options->num_shards != dp.num_shards || options->shard != dp.shard)) {
+      throw Error(
+          ExitCode::kUsage,
+          fmt::format("--shard {}/{}: MPINFER_DP_RANK {} and MPINFER_DP_SIZE {} say another",
+                      options->shard, options->num_shards, dp.shard, dp.num_shards));
+    }
+    options->shard = dp.shard;
+    options->num_shards = dp.num_shards;
+  }
+  if (dp.dp == 0) return;
+  if (options->dp != 0 && options->dp != dp.dp) {
+    throw Error(ExitCode::kUsage, fmt::format("--dp {}: MPINFER_DP_SIZE is {}, and MPINFER_DP_RANK "
+                                              "gives the ranks' dp coordinates",
+                                              options->dp, dp.dp));
+  }
+  options->dp = dp.dp;
+}
+
 int guarded(int argc, char** argv) {
+  block_signals();
   comm::MpiSession session(&argc, &argv);
-  comm::HostComm world = comm::HostComm::world();
+  DpVariables dp = read_dp_variables(comm::HostComm::world());
+  if (!dp.refusal.empty()) {
+    if (dp.world.rank() != 0) return 0;
+    fmt::print(stderr, "mpinfer: {}\n", dp.refusal);
+    return static_cast<int>(ExitCode::kUsage);
+  }
+  comm::HostComm world = std::move(dp.world);
   const Start start = parse_on_rank_0(argc, argv, world);
   if (!start.go) return start.exit_code;
   const int rank = world.rank();
   const comm::HostComm everyone = world.duplicate();
   LastWords last_words;
   try {
-    const Options options = deserialise(start.options);
+    Options options = deserialise(start.options);
     set_up_log({options.log_level, options.log_format == "json", rank, comm::host_name()});
+    apply(dp, &options);
+    if (options.command != Command::kRun) unblock_signals();
     const int exit_code = run(options, std::move(world), last_words);
     // A launcher takes any rank's code for a failure: only rank 0 speaks.
     return rank == 0 ? exit_code : 0;

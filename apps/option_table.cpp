@@ -105,6 +105,20 @@ std::vector<OptionSpec> make_table() {
   add(files, "resume", "", "auto|never|require",
       "go on with the run in the run directory (default: auto, if there is one)",
       choice(&Options::resume, {"auto", "never", "require"}));
+  add(files, "shard", "", "i/n", "this job is shard i (from 0) of n; merge writes OUT",
+      [](Options& o, const Values& v) {
+        const size_t slash = v.back().find('/');
+        if (slash == std::string::npos) {
+          throw Error(ExitCode::kUsage, fmt::format("{}: give i/n, such as 3/16", v.back()));
+        }
+        o.num_shards = static_cast<int>(parse_integer(v.back().substr(slash + 1), 1, 1 << 20));
+        o.shard = static_cast<int>(parse_integer(v.back().substr(0, slash), 0, o.num_shards - 1));
+      });
+  add(files, "partial", "", "", "the rows there are, into OUT.partial; a run may be under way",
+      on(&Options::partial));
+  add(files, "json", "", "", "one JSON object", on(&Options::json));
+  add(files, "exit-code", "", "", "end with the run's exit code; 1: it is under way",
+      on(&Options::exit_code));
   add(files, "retry-errors", "", "", "run the rows again that failed", on(&Options::retry_errors));
 
   add(layout, "tp", "--tensor-parallel-size", "T", "tensor-parallel ranks (-tp); default: planner",
@@ -157,6 +171,9 @@ std::vector<OptionSpec> make_table() {
   add(engine, "step-timeout", "", "TIME",
       "longest wait for a peer, such as 60s (default; 600s before the first step)",
       [](Options& o, const Values& v) { o.step_timeout = parse_seconds(v.back()); });
+  add(engine, "stop-before", "", "TIME",
+      "stop this long before the end of the Slurm job, such as 180s",
+      [](Options& o, const Values& v) { o.stop_before = parse_seconds(v.back()); });
   add(engine, "seed", "", "N", "run seed (default: 0)",
       [](Options& o, const Values& v) { o.seed = parse_seed(v.back()); });
 
@@ -288,15 +305,20 @@ std::vector<std::string> options_of(Command command) {
       "overwrite", "log-level",     "decode",          "apply-chat-template",
       "system",    "chat-template", "prompt-template", "served-model-name"};
   static const std::vector<std::string> not_plan = {
-      "output",   "run-dir", "prompt",      "overwrite",     "return-token-ids",
-      "progress", "report",  "load-format", "output-format", "output-field",
-      "samples",  "errors",  "resume",      "retry-errors"};
+      "output", "run-dir",      "prompt",        "overwrite",    "return-token-ids", "progress",
+      "report", "load-format",  "output-format", "output-field", "samples",          "errors",
+      "resume", "retry-errors", "shard",         "stop-before"};
+  static const std::vector<std::string> merge = {"output", "run-dir", "partial", "log-level"};
+  static const std::vector<std::string> status = {"output", "run-dir", "json", "exit-code"};
+  static const std::vector<std::string> not_run = {"decode", "partial", "json", "exit-code"};
   const auto in = [](const std::vector<std::string>& names, const std::string& name) {
     return std::find(names.begin(), names.end(), name) != names.end();
   };
   std::vector<std::string> names;
   for (const OptionSpec& spec : option_table()) {
-    bool takes = !in(plan_only, spec.name) && spec.name != "decode";
+    bool takes = !in(plan_only, spec.name) && !in(not_run, spec.name);
+    if (command == Command::kMerge) takes = in(merge, spec.name);
+    if (command == Command::kStatus) takes = in(status, spec.name);
     if (command == Command::kTokenize) takes = in(tokenize, spec.name);
     if (command == Command::kPlan)
       takes = (takes && !in(not_plan, spec.name)) || in(plan_only, spec.name);

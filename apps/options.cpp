@@ -9,6 +9,7 @@
 #include <cstring>
 #include <nlohmann/json.hpp>
 
+#include "apps/job_environment.h"
 #include "apps/model_directory.h"
 #include "apps/option_table.h"
 #include "lib/core/error.h"
@@ -20,10 +21,8 @@ namespace {
 using Values = std::vector<std::string>;
 
 constexpr std::pair<Command, const char*> kCommands[] = {
-    {Command::kRun, "run"},
-    {Command::kPlan, "plan"},
-    {Command::kCheck, "check"},
-    {Command::kTokenize, "tokenize"},
+    {Command::kRun, "run"},           {Command::kPlan, "plan"},   {Command::kCheck, "check"},
+    {Command::kTokenize, "tokenize"}, {Command::kMerge, "merge"}, {Command::kStatus, "status"},
 };
 
 const char* description_of(Command command) {
@@ -36,6 +35,10 @@ const char* description_of(Command command) {
       return "Check every row, the model's headers and the memory plan; reads no weights";
     case Command::kTokenize:
       return "Rows in, rows with prompt_token_ids out; needs the tokenizer alone";
+    case Command::kMerge:
+      return "Write OUT from the shards' journals";
+    case Command::kStatus:
+      return "How far the run of OUT is, and how it ended";
   }
   return "";
 }
@@ -125,6 +128,7 @@ void read_environment(const Values& known, Options& options) {
     const std::string both = *entry;
     const size_t equals = both.find('=');
     const std::string variable = both.substr(0, equals);
+    if (variable.starts_with("MPINFER_DP_")) continue;  // read_dp_variables()
     const auto found = by_variable.find(variable);
     if (found == by_variable.end()) {
       throw Error(ExitCode::kUsage, fmt::format("{}: unknown variable{}", printable(variable),
@@ -136,20 +140,6 @@ void read_environment(const Values& known, Options& options) {
     options.given[name] = {both.substr(equals + 1)};
     options.origin[name] = variable;
   }
-}
-
-// What Slurm says; a value that is no number is none.
-Options::Job read_job() {
-  const auto text = [](const char* name) {
-    const char* value = std::getenv(name);
-    return std::string(value == nullptr ? "" : value);
-  };
-  const auto number = [&](const char* name) {
-    return static_cast<int64_t>(std::strtoll(text(name).c_str(), nullptr, 10));
-  };
-  return {.id = text("SLURM_JOB_ID"),
-          .restart_count = number("SLURM_RESTART_COUNT"),
-          .end_time = number("SLURM_JOB_END_TIME")};
 }
 
 // ---- resolving
@@ -198,6 +188,10 @@ void require(bool condition, const std::string& what) {
 }
 
 void validate(const Options& o) {
+  if (o.command == Command::kMerge || o.command == Command::kStatus) {
+    require(!o.output.empty(), "OUT is missing: the output file of the run");
+    return;
+  }
   require(!o.model.empty() || (o.command == Command::kTokenize && !o.tokenizer.empty()),
           "--model DIR is missing: the directory of a Hugging Face checkpoint");
   if (o.command == Command::kRun) {
@@ -249,6 +243,9 @@ struct Parser {
       if (std::find(taken.begin(), taken.end(), spec.name) == taken.end()) continue;
       std::string names = "--" + spec.name;
       if (!spec.aliases.empty()) names.insert(0, spec.aliases + ",");
+      if (spec.name == "output" && (command == Command::kMerge || command == Command::kStatus)) {
+        names += ",out";  // the place behind the command
+      }
       Values& target = values[command][spec.name];
       CLI::Option* option = nullptr;
       if (spec.value.empty()) {

@@ -11,7 +11,7 @@
 
 namespace mpinfer::apps {
 
-enum class Command : uint8_t { kRun, kPlan, kCheck, kTokenize };
+enum class Command : uint8_t { kRun, kPlan, kCheck, kTokenize, kMerge, kStatus };
 
 // Sampling defaults for rows that do not say; empty: generation_config, else neutral.
 struct SamplingDefaults {
@@ -57,6 +57,10 @@ struct Options {
   bool retry_errors = false;
   std::string errors_ok = "0", max_errors;
   double step_timeout = 60.0;
+  double stop_before = 0.0;  // seconds before the job's end; 0: not asked for
+  int shard = 0, num_shards = 1;
+  // merge, status
+  bool partial = false, json = false, exit_code = false;
   std::string progress = "auto", log_level = "info", log_format = "text", report;
   // plan
   int plan_gpus = 0, plan_nodes = 1;

@@ -19,5 +19,7 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
 int plan_command(const Options& options, int world_size);
 int check_command(const Options& options, int world_size);
 int tokenize_command(const Options& options);
+int merge_command(const Options& options);
+int status_command(const Options& options);
 
 }  // namespace mpinfer::apps

@@ -13,6 +13,7 @@
 #include "apps/commands/row_setup.h"
 #include "apps/commands/run_identity.h"
 #include "apps/commands/run_setup.h"
+#include "apps/signals.h"
 #include "lib/comm/watch.h"
 #include "lib/core/error.h"
 #include "lib/core/log.h"
@@ -68,6 +69,8 @@ job::JobOptions job_options(const Options& options, const Device& device) {
   job.format = format_options(options);
   if (job.format.separate_errors) job.errors_output = options.output + ".errors";
   job.retry_errors = options.retry_errors;
+  job.shard = options.shard;
+  job.num_shards = options.num_shards;
   job.progress = io::progress_mode(options.prompt ? "none" : options.progress);
   if (!options.max_errors.empty()) {
     job.max_errors = job::error_budget(options.max_errors, "--max-errors");
@@ -101,13 +104,18 @@ void print_start(const comm::HostComm& world, const comm::Mesh& mesh, const plan
                              : "no rows: loads nothing");
   const auto lines = world.gather(mine, 0);
   if (world.rank() != 0) return;
+  if (session.num_shards() > 1) {
+    spdlog::info("shard {} of {}: {} of {} rows", session.shard(), session.num_shards(),
+                 io::with_thousands(session.num_rows_here()),
+                 io::with_thousands(session.input().num_rows));
+  }
   constexpr size_t kMostLines = 64;
   for (size_t i = 0; i < lines.size() && i < kMostLines; ++i) spdlog::info("{}", lines[i]);
   if (lines.size() > kMostLines) spdlog::info("… and {} ranks more", lines.size() - kMostLines);
   if (session.num_done_before() > 0) {
     spdlog::info("going on: {} of {} rows are done, by {} journals",
                  io::with_thousands(session.num_done_before()),
-                 io::with_thousands(session.input().num_rows), session.num_journals_before());
+                 io::with_thousands(session.num_rows_here()), session.num_journals_before());
   }
   spdlog::info("layout dp {} pp {} tp {}{}: {}", plan.layout.dp, plan.layout.pp, plan.layout.tp,
                plan.layout.ep > 1 ? fmt::format(" ep {}", plan.layout.ep) : "", plan.reason);
@@ -163,7 +171,7 @@ int conclude(const Options& options, const comm::HostComm& world, const planner:
   report.tool_version = MPINFER_VERSION;
   report.layout = plan.layout;
   report.layout_reason = plan.reason;
-  report.num_rows = session.input().num_rows;
+  report.num_rows = session.num_rows_here();
   for (const std::string& bytes : records) {
     report.ranks.push_back(job::deserialise_rank_report(bytes));
   }
@@ -194,6 +202,30 @@ int conclude(const Options& options, const comm::HostComm& world, const planner:
   return report.exit_code;
 }
 
+// Running rows have this long after a drain: half of what the job leaves before its end.
+double drain_seconds(const Options& options) {
+  constexpr double kDefaultNotice = 180.0;
+  return (options.stop_before > 0.0 ? options.stop_before : kDefaultNotice) / 2.0;
+}
+
+// --stop-before: drain that long before the job ends, cancel halfway.
+void set_end_time(const Options& options, bool speaks, job::StopControl* stop) {
+  if (options.stop_before <= 0.0) return;
+  if (options.job.end_time == 0) {
+    if (speaks) {
+      spdlog::warn(
+          "--stop-before: SLURM_JOB_END_TIME is not set (Slurm sets it from 23.02 on), so "
+          "the end of the job is not known; SIGUSR1 drains as well");
+    }
+    return;
+  }
+  const auto end = std::chrono::system_clock::from_time_t(options.job.end_time);
+  const auto left = end - std::chrono::system_clock::now();
+  const auto before = std::chrono::milliseconds(static_cast<int64_t>(options.stop_before * 1e3));
+  const auto now = Clock::now();
+  stop->set_times(now + left - before, now + left - before / 2);
+}
+
 // Rank 0 closes the manifest; any rank leaves its verdict, since rank 0 may not live to hear of it.
 void prepare_last_words(LastWords& last_words, const std::string& run_dir, int rank, int attempt,
                         std::shared_ptr<io::RunRecord> record) {
@@ -212,6 +244,9 @@ void prepare_last_words(LastWords& last_words, const std::string& run_dir, int r
 
 int run_command(const Options& options, comm::HostComm world, LastWords& last_words) {
   const auto start = Clock::now();
+  job::StopControl stop;
+  set_end_time(options, world.rank() == 0, &stop);
+  const SignalWatch signals(stop, drain_seconds(options), world.rank() == 0);
   std::shared_ptr<io::RunRecord> record;
   if (world.rank() == 0) record = open_run_record(options);
   const model::ModelConfig config = model::load_model_config(options.model);
@@ -233,6 +268,7 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
   job::JobOptions job = job_options(options, device);
   job.manifest = begin_manifest(options);
   job.record = record.get();
+  job.stop = &stop;
   const comm::HostComm everyone = world.duplicate();
   job::Session session(job, everyone, options.field, defaults.max_tokens.value_or(0));
   const planner::Plan plan = plan_run(options, config, device, everyone, session.input());

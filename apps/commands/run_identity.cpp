@@ -113,7 +113,7 @@ std::map<std::string, std::string> run_identity(const Options& options,
     identity["--" + name] = fmt::format("{}", fmt::join(values, " "));
   }
   // Rows that belong to a replica: the replicas must be the same ones.
-  if (!options.replica_sampling.empty()) {
+  if (!options.replica_sampling.empty() || options.num_shards > 1) {
     identity["dp"] = std::to_string(parts.plan.layout.dp);
     identity["partition"] = options.partition;
   }

@@ -132,12 +132,34 @@ std::string overwrite_command(const Options& options) {
   return options.overwrite ? command : command + " --overwrite";
 }
 
+// A directory is cut into one number of shards.
+void refuse_other_shards(const Options& options, const std::string& run_dir) {
+  const std::string parent = io::directory_of(run_dir);
+  const std::string ending = fmt::format("-of-{}", options.num_shards);
+  for (const std::string& name : io::list_directory(parent, "shard-")) {
+    if (name.ends_with(ending) || options.overwrite) continue;
+    throw Error(ExitCode::kUsage,
+                fmt::format("--shard {}/{}: {} holds {}; every shard is cut alike, and a change "
+                            "needs another output or {} removed",
+                            options.shard, options.num_shards, parent, name, parent));
+  }
+  if (std::filesystem::exists(parent + "/manifest.json")) {
+    throw Error(ExitCode::kUsage, fmt::format("--shard {}/{}: {} holds a run without shards",
+                                              options.shard, options.num_shards, parent));
+  }
+}
+
 }  // namespace
 
 std::string run_directory(const Options& options) {
-  if (!options.run_dir.empty()) return options.run_dir;
-  if (options.output.empty() || options.output == "-") return "";
-  return is_regular_or_new(options.output) ? options.output + ".run" : "";
+  std::string directory = options.run_dir;
+  if (directory.empty()) {
+    if (options.output.empty() || options.output == "-") return "";
+    if (!is_regular_or_new(options.output)) return "";
+    directory = options.output + ".run";
+  }
+  if (options.num_shards == 1) return directory;
+  return fmt::format("{}/shard-{}-of-{}", directory, options.shard, options.num_shards);
 }
 
 std::unique_ptr<io::RunRecord> open_run_record(const Options& options) {
@@ -147,13 +169,21 @@ std::unique_ptr<io::RunRecord> open_run_record(const Options& options) {
   if (!options.output.empty()) {
     io::require_writable_output(options.output, options.input, overwrite || !run_dir.empty());
   }
-  if (run_dir.empty()) return nullptr;
+  if (run_dir.empty()) {
+    if (options.num_shards > 1) {
+      throw Error(ExitCode::kUsage, "--shard: give -o FILE or --run-dir DIR, where shards meet");
+    }
+    return nullptr;
+  }
   const io::ResumePolicy policy{.mode = io::resume_mode(options.resume),
                                 .overwrite = overwrite,
                                 .retry_errors = options.retry_errors,
                                 .overwrite_command = overwrite_command(options)};
   const io::LockOptions lock{.job = options.job.id, .restart_count = options.job.restart_count};
-  return std::make_unique<io::RunRecord>(run_dir, options.output, policy, lock);
+  if (options.num_shards > 1) refuse_other_shards(options, run_dir);
+  // merge writes OUT, not a shard.
+  return std::make_unique<io::RunRecord>(run_dir, options.num_shards > 1 ? "" : options.output,
+                                         policy, lock);
 }
 
 Device open_device(const Options& options, const comm::HostComm& world) {

@@ -323,17 +323,23 @@ void ProgressExchange::collect() {
   }
 }
 
-void ProgressExchange::request_stop() {
-  if (stop_) return;
-  stop_ = true;
+void ProgressExchange::request_stop(int level) {
+  if (level <= stop_) return;
+  stop_ = level;
+  sent_levels_.push_back(level);
   for (int peer = 1; peer < leaders_.size(); ++peer) {
-    stops_.push_back(leaders_.start_send(nullptr, 0, peer, kStopTag));
+    stops_.push_back(leaders_.start_send(&sent_levels_.back(), sizeof(int), peer, kStopTag));
   }
 }
 
-bool ProgressExchange::stop_requested() {
+int ProgressExchange::stop_requested() {
   comm::HostComm::Message message;
-  if (!stop_ && leaders_.rank() != 0) stop_ = leaders_.try_receive(&message, kStopTag);
+  while (leaders_.rank() != 0 && leaders_.try_receive(&message, kStopTag)) {
+    int level = 0;
+    MPINFER_CHECK(message.bytes.size() == sizeof(level), "stop of {} bytes", message.bytes.size());
+    std::memcpy(&level, message.bytes.data(), sizeof(level));
+    stop_ = std::max(stop_, level);
+  }
   return stop_;
 }
 

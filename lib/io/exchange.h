@@ -5,6 +5,7 @@
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <functional>
 #include <memory>
 #include <span>
@@ -84,7 +85,8 @@ struct ReplicaProgress {
   int64_t kv_blocks_total = 0;
   int64_t prompt_tokens = 0;
   int64_t completion_tokens = 0;
-  int64_t finished = 0;  // 1: the replica has no more work
+  int64_t finished = 0;    // 1: the replica has no more work
+  int64_t stop_level = 0;  // what its own signals ask for
 };
 
 // Nonblocking reports of the leaders to rank 0.
@@ -100,16 +102,18 @@ class ProgressExchange {
   const std::vector<ReplicaProgress>& replicas() const { return replicas_; }
   bool all_finished() const;
 
-  // Rank 0 asks every leader, itself included, to admit no more; the leaders look for it.
-  void request_stop();
-  bool stop_requested();
+  // Rank 0 asks every leader, itself included, to stop at a level (0: no; higher: sooner); the
+  // leaders look for it.
+  void request_stop(int level);
+  int stop_requested();
 
  private:
   const comm::HostComm& leaders_;
   std::vector<ReplicaProgress> replicas_;
   ReplicaProgress outgoing_;
   std::unique_ptr<comm::HostRequest> under_way_;
-  bool stop_ = false;
+  int stop_ = 0;
+  std::deque<int> sent_levels_;  // buffers of stops_
   std::vector<std::unique_ptr<comm::HostRequest>> stops_;
 };
 

@@ -65,6 +65,7 @@ Manifest manifest_of(const Json& json) {
   input.at("files").get_to(manifest.input_files);
   input.at("bytes").get_to(manifest.input_bytes);
   input.at("hash").get_to(manifest.input_hash);
+  input.at("first").get_to(manifest.first_row);
   input.at("rows").get_to(manifest.num_rows);
   const Json& counts = json.at("counts");
   counts.at("answered").get_to(manifest.num_answered);
@@ -101,6 +102,7 @@ void write_manifest(const std::string& path, const Manifest& manifest) {
        {{"files", manifest.input_files},
         {"bytes", manifest.input_bytes},
         {"hash", manifest.input_hash},
+        {"first", manifest.first_row},
         {"rows", manifest.num_rows}}},
       {"counts", {{"answered", manifest.num_answered}, {"failed", manifest.num_failed}}},
       {"tokens", {{"prompt", manifest.prompt_tokens}, {"completion", manifest.completion_tokens}}},

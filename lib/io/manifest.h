@@ -37,6 +37,7 @@ struct Manifest {
   std::vector<std::string> input_files;
   int64_t input_bytes = 0;
   std::string input_hash;
+  int64_t first_row = 0;  // of the input: what is skipped
   int64_t num_rows = 0;
   int64_t num_answered = 0;
   int64_t num_failed = 0;

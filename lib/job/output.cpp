@@ -2,6 +2,7 @@
 
 #include <unistd.h>
 
+#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string_view>
@@ -75,6 +76,27 @@ int64_t write_output(const comm::HostComm& leaders, std::span<const io::File> jo
   if (errors) errors->finish();
   if (writer) writer->finish();
   return writer ? writer->bytes() : 0;
+}
+
+int64_t write_partial_output(std::span<const io::File> journals,
+                             std::vector<io::StoredResult> results, const OutputOptions& options) {
+  std::sort(results.begin(), results.end(),
+            [](const io::StoredResult& a, const io::StoredResult& b) { return a.row < b.row; });
+  io::OrderedWriter writer(options.path);
+  std::unique_ptr<io::OrderedWriter> errors;
+  if (!options.errors_path.empty())
+    errors = std::make_unique<io::OrderedWriter>(options.errors_path);
+  std::string payload;
+  for (const io::StoredResult& result : results) {
+    payload.resize(result.length);
+    const int64_t count =
+        io::read_at(journals[result.journal], payload.data(), result.length, result.offset);
+    payload.resize(static_cast<size_t>(count));
+    write_payload(payload, writer, errors.get());
+  }
+  if (errors) errors->finish();
+  writer.finish();
+  return static_cast<int64_t>(results.size());
 }
 
 }  // namespace mpinfer::job

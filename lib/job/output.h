@@ -26,4 +26,8 @@ struct OutputOptions {
 int64_t write_output(const comm::HostComm& leaders, std::span<const io::File> journals,
                      std::vector<io::StoredResult> results, const OutputOptions& options);
 
+// The same on one process for the results there are, rows without one left out; how many lines.
+int64_t write_partial_output(std::span<const io::File> journals,
+                             std::vector<io::StoredResult> results, const OutputOptions& options);
+
 }  // namespace mpinfer::job

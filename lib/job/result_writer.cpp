@@ -161,6 +161,11 @@ void ResultWriter::drain() {
   rethrow();
 }
 
+void ResultWriter::drain_for(std::chrono::milliseconds patience) {
+  std::unique_lock lock(mutex_);
+  changed_.wait_for(lock, patience, [this] { return failure_ || (queue_.empty() && !busy_); });
+}
+
 ResultCounts ResultWriter::counts() const {
   const std::lock_guard lock(mutex_);
   return counts_;

@@ -4,6 +4,7 @@
 // meets is thrown by the next call.
 #pragma once
 
+#include <chrono>
 #include <condition_variable>
 #include <cstdint>
 #include <deque>
@@ -61,6 +62,8 @@ class ResultWriter : public engine::CompletionSink {
   void refused(const io::Row& row, std::string_view line, const RowError& error);
   // Waits until every line is in the journal.
   void drain();
+  // The same, for a while; any thread.
+  void drain_for(std::chrono::milliseconds patience);
 
   ResultCounts counts() const;
 

@@ -59,7 +59,9 @@ Session::Session(const JobOptions& options, const comm::HostComm& world,
   broadcast_numbers(world, &file_bytes_);
 }
 
-Session::~Session() = default;
+Session::~Session() {
+  if (options_.stop != nullptr) options_.stop->set_flush({});
+}
 
 void Session::index_input(const std::string& prompt_field, int64_t default_max_tokens) {
   if (options_.prompt) {
@@ -125,6 +127,7 @@ io::Opening Session::open(const comm::HostComm& world,
     now.input_files = options_.input;
     now.input_bytes = summary_.bytes;
     now.input_hash = fmt::format("{:016x}", summary_.hash);
+    now.first_row = first_row_;
     now.num_rows = summary_.num_rows;
     if (!options_.output.empty() && options_.output != "-") {
       now.output = std::filesystem::absolute(options_.output).string();
@@ -139,6 +142,9 @@ io::Opening Session::open(const comm::HostComm& world,
   }
   if (opening_.created == 0) opening_.created = static_cast<int64_t>(std::time(nullptr));
   broadcast_record(world, &opening_);
+  if (options_.stop != nullptr && opening_.kind != io::StartKind::kAlreadyComplete) {
+    options_.stop->set_flush([this] { flush(/*running=*/false); });
+  }
   return opening_;
 }
 

@@ -26,6 +26,7 @@
 #include "lib/job/feeder.h"
 #include "lib/job/request_builder.h"
 #include "lib/job/result_writer.h"
+#include "lib/job/stop_control.h"
 #include "lib/text/tokenizer.h"
 
 namespace mpinfer::job {
@@ -49,6 +50,7 @@ struct JobOptions {
   int feeder_threads = 1;
   io::Manifest manifest = {};       // what the caller knows of it
   io::RunRecord* record = nullptr;  // rank 0, where there is a run directory; borrowed
+  StopControl* stop = nullptr;      // borrowed; null: nothing stops it from outside
 };
 
 // What every rank knows of the input.
@@ -87,6 +89,9 @@ class Session {
   // Rows of this replica, at least (dynamic: what it begins with); 0: it has nothing to do. Equal
   // on its ranks.
   int64_t num_rows() const { return num_rows_; }
+  int shard() const { return options_.shard; }
+  int num_shards() const { return options_.num_shards; }
+  int64_t num_rows_here() const { return num_rows_here_; }       // of this job; leaders
   int64_t num_done_before() const { return earlier_.num_done; }  // leaders
   int64_t num_journals_before() const { return earlier_.num_journals; }
 
@@ -112,7 +117,9 @@ class Session {
   void take_unfinished(const std::vector<int32_t>& owner);
   void open_journal();
   NextRange next_range(const engine::Generator& engine);
-  bool on_turn(const engine::Generator* engine);
+  StopLevel on_turn(const engine::Generator* engine);
+  StopLevel stop_level() const { return options_.stop ? options_.stop->level() : StopLevel::kNone; }
+  void flush(bool running);
   void report_progress(const engine::Generator* engine, bool last);
   void watch_progress();
   void wait_for_leaders();
@@ -153,6 +160,7 @@ class Session {
   std::chrono::steady_clock::time_point last_report_;
   std::chrono::steady_clock::time_point last_partials_;
   bool too_many_errors_ = false;  // rank 0
+  StopLevel stop_at_last_turn_ = StopLevel::kNone;
 
   int64_t num_rows_ = 0;
   ResultCounts counts_;

@@ -67,21 +67,28 @@ engine::EngineStats Session::generate(engine::Generator& engine, const BuilderOp
   feeder_ = std::make_unique<Feeder>(
       feeder_options, rows_, [this, &engine] { return next_range(engine); }, *lines_, *builder_,
       *results_,
-      FeederCallbacks{.on_turn = [this, &engine] { return on_turn(&engine); },
-                      .stalled = [this] { return journal_->stalled(); },
-                      .begun =
-                          [this](int64_t index) {
-                            const auto found = begun_.find(index);
-                            return found == begun_.end() ? std::vector<int32_t>()
-                                                         : std::move(found->second);
-                          }});
+      FeederCallbacks{
+          .on_turn = [this, &engine] { return on_turn(&engine) >= StopLevel::kDrain; },
+          .cancelled = [this, &engine] { return on_turn(&engine) >= StopLevel::kCancel; },
+          .stalled = [this] { return journal_->stalled(); },
+          .begun =
+              [this](int64_t index) {
+                const auto found = begun_.find(index);
+                return found == begun_.end() ? std::vector<int32_t>() : std::move(found->second);
+              }});
   if (mesh_->leaders.rank() == 0) {
     line_ =
         std::make_unique<io::ProgressLine>(options_.progress, num_rows_here_ - earlier_.num_done);
   }
   std::unique_ptr<StopStrings> stop_strings;
   if (tokenizer != nullptr) stop_strings = std::make_unique<StopStrings>(*tokenizer);
+  if (options_.stop != nullptr) {
+    options_.stop->set_flush([this] { flush(/*running=*/true); });
+  }
   const engine::EngineStats stats = engine.run(feeder_.get(), results_.get(), stop_strings.get());
+  if (options_.stop != nullptr) {
+    options_.stop->set_flush([this] { flush(/*running=*/false); });
+  }
   results_->drain();
   counts_ = results_->counts();
   generate_seconds_ = seconds_since(start);
@@ -92,9 +99,26 @@ engine::EngineStats Session::generate(engine::Generator& engine, const BuilderOp
   return stats;
 }
 
-bool Session::on_turn(const engine::Generator* engine) {
+// On the thread of the signals: what is finished becomes durable, and the manifest says how this
+// process ended if it is killed right after.
+void Session::flush(bool running) {
+  try {
+    if (running) {
+      constexpr auto kPatience = std::chrono::milliseconds(250);
+      results_->drain_for(kPatience);
+      journal_->commit();
+    }
+    if (options_.record != nullptr) {
+      options_.record->close("stopped", static_cast<int>(ExitCode::kStopped), "SIGTERM");
+    }
+  } catch (const Error& error) {
+    spdlog::error("{}", error.what());
+  }
+}
+
+StopLevel Session::on_turn(const engine::Generator* engine) {
   const auto now = Clock::now();
-  if (now - last_turn_ < kTurnInterval) return false;
+  if (now - last_turn_ < kTurnInterval) return stop_at_last_turn_;
   last_turn_ = now;
   fault_point("turn");
   if (options_.record != nullptr) options_.record->check_lock();
@@ -107,7 +131,10 @@ bool Session::on_turn(const engine::Generator* engine) {
     last_report_ = now;
     report_progress(engine, /*last=*/false);
   }
-  return progress_->stop_requested();
+  // Rank 0 tells every leader; a leader that was told by its own signal stops by itself too.
+  const auto told = static_cast<StopLevel>(progress_->stop_requested());
+  stop_at_last_turn_ = std::max(told, stop_level());
+  return stop_at_last_turn_;
 }
 
 void Session::report_progress(const engine::Generator* engine, bool last) {
@@ -123,7 +150,8 @@ void Session::report_progress(const engine::Generator* engine, bool last) {
                 .kv_blocks_used = state.kv_blocks_used,
                 .kv_blocks_total = state.kv_blocks_total,
                 .prompt_tokens = state.prompt_tokens,
-                .completion_tokens = state.completion_tokens};
+                .completion_tokens = state.completion_tokens,
+                .stop_level = static_cast<int64_t>(stop_level())};
   }
   if (last) {
     progress_->post_last(progress);
@@ -137,12 +165,17 @@ void Session::report_progress(const engine::Generator* engine, bool last) {
 void Session::watch_progress() {
   progress_->collect();
   if (line_ && line_->due()) line_->update(progress_->replicas());
+  auto level = static_cast<int64_t>(stop_level());
+  for (const io::ReplicaProgress& replica : progress_->replicas()) {
+    level = std::max(level, replica.stop_level);
+  }
+  if (level > 0) progress_->request_stop(static_cast<int>(level));
   if (!options_.max_errors) return;
   int64_t failed = 0;
   for (const io::ReplicaProgress& replica : progress_->replicas()) failed += replica.num_failed;
   if (failed > options_.max_errors->rows_of(num_rows_here_)) {
     too_many_errors_ = true;
-    progress_->request_stop();
+    progress_->request_stop(static_cast<int>(StopLevel::kDrain));
   }
 }
 
@@ -186,7 +219,8 @@ Ending Session::finish() {
     std::vector<io::File> journals;
     std::vector<io::StoredResult> results = stored_results(&journals);
     const int64_t done = leaders.all_reduce_sum(static_cast<int64_t>(results.size()));
-    const bool stopped = leaders.all_reduce_max(progress_->stop_requested() ? 1 : 0) == 1;
+    const bool stop = progress_->stop_requested() > 0 || stop_level() > StopLevel::kNone;
+    const bool stopped = leaders.all_reduce_max(stop ? 1 : 0) == 1;
     MPINFER_CHECK(stopped || done == num_rows_here_, "{} results for {} rows", done,
                   num_rows_here_);
     if (done < num_rows_here_) {

@@ -49,6 +49,10 @@ def rows(count, longest=60):
     return out
 
 
+def clean_environment():
+    return {k: v for k, v in os.environ.items() if not k.startswith(("MPINFER_", "SLURM_"))}
+
+
 class Work:
     def __init__(self, binary, folder):
         self.binary, self.folder = binary, pathlib.Path(folder)
@@ -63,7 +67,7 @@ class Work:
     def start(self, ranks, *arguments, out="out.jsonl", environment=None, launcher=(), **popen):
         log = open(self.folder / "log", "wb")
         return subprocess.Popen(self.command(ranks, *arguments, out=out, launcher=launcher), cwd=self.folder, stderr=log,
-                                stdout=log, env={**os.environ, **ENVIRONMENT, **(environment or {})},
+                                stdout=log, env={**clean_environment(), **ENVIRONMENT, **(environment or {})},
                                 start_new_session=True, **popen)
 
     def run(self, ranks, *arguments, code=(0, 3), out="out.jsonl", said="", timeout=120, **more):
@@ -232,7 +236,238 @@ def check_lock(work):
     expect(not (run_dir / "lock").exists(), "the lock is given back")
 
 
-GROUPS = {"layouts": check_layouts, "damage": check_damage, "complete": check_complete, "refused": check_refused,
+def wait_for(condition, what, seconds=60):
+    end = time.time() + seconds
+    while not condition():
+        if time.time() > end:
+            raise Failure(f"waited {seconds} s for {what}")
+        time.sleep(0.005)
+
+
+def journalled(work, out="out.jsonl"):
+    """Results in the journals, as a reader sees them now."""
+    count = 0
+    for path in (work.folder / f"{out}.run").rglob("journal-*"):
+        count += sum(line.startswith((b"A ", b"E ")) for line in path.read_bytes().split(b"\n")[:-1])
+    return count
+
+
+SLOW = {"MPINFER_SIMULATED_STEP_US": "2000"}
+
+
+def status(work, *arguments, out="out.jsonl", code=None):
+    done = subprocess.run([work.binary, "status", out, *arguments], cwd=work.folder, capture_output=True, timeout=60)
+    expect(code is None or done.returncode == code,
+           f"status {arguments}: {done.returncode}, expected {code}\n{done.stdout.decode()}{done.stderr.decode()}")
+    return done.stdout.decode()
+
+
+def check_signals(work):
+    """USR1, TERM, INT in the middle: 75, and the rest is done by the same command; begun rows go on."""
+    work.write_rows(rows(400, longest=100))
+    reference = work.reference()
+    for ranks, arguments in ((0, ()), (2, ("-dp", 2, "--max-num-seqs", 8))):
+        for name, more in (("USR1", ("--stop-before", "0.2s")), ("USR1", ()), ("TERM", ()), ("INT", ())):
+            if ranks and name in ("TERM", "INT"):
+                continue  # mpirun ends its ranks by itself: see check_launcher
+            work.clear()
+            process = work.start(ranks, *arguments, "--max-num-seqs", 8, *more, environment=SLOW)
+            wait_for(lambda: journalled(work) > 20 or process.poll() is not None, "rows in the journal")
+            os.kill(process.pid, getattr(signal, "SIG" + name))
+            code = process.wait(60)
+            expect(code == 75, f"{name} {more} on {ranks} ranks: exit code {code}\n{work.log()}")
+            manifest = work.manifest()
+            expect((manifest["state"], manifest["exit_code"]) == ("stopped", 75), f"{name}: {manifest}")
+            expect(not (work.folder / "out.jsonl").exists(), f"{name}: OUT was written")
+            status(work, "--exit-code", code=75)
+            partials = sum(path.read_bytes().count(b"\nP ") for path in journals(work))
+            expect(partials > 0 or name == "INT" or not more, f"{name}: no tokens of running rows were kept")
+            work.run(1 if ranks else 2, *arguments[:0], said="rows are done")
+            work.check(reference)
+            status(work, "--exit-code", code=3)
+
+
+def check_interrupt(work):
+    """A second interrupt leaves at once, with a valid journal."""
+    work.write_rows(rows(40, longest=100) + [{"prompt": "long", "max_tokens": 120}])
+    reference = work.reference()
+    process = work.start(0, "--max-num-seqs", 2, environment={"MPINFER_SIMULATED_STEP_US": "30000"})
+    wait_for(lambda: journalled(work) > 3, "rows in the journal")
+    status(work, "--exit-code", code=1)
+    os.kill(process.pid, signal.SIGINT)
+    wait_for(lambda: "interrupted" in work.log(), "its answer")
+    os.kill(process.pid, signal.SIGINT)
+    expect(process.wait(5) == 75, "exit code after two interrupts")
+    status(work, "--exit-code", code=75)
+    work.run(0)
+    work.check(reference)
+
+
+def check_launcher(work):
+    """Ctrl-C and scancel under mpirun: the ranks have a second to live. What was finished before the signal is durable, and
+    the manifest says stopped whatever the launcher returns."""
+    work.write_rows(rows(600, longest=100))
+    reference = work.reference()
+    for name in ("INT", "TERM"):
+        work.clear()
+        process = work.start(4, "-dp", 4, "--max-num-seqs", 4, environment={"MPINFER_SIMULATED_STEP_US": "4000"})
+        wait_for(lambda: journalled(work) > 20 or process.poll() is not None, "rows in the journal")
+        before = journalled(work)
+        os.kill(process.pid, getattr(signal, "SIG" + name))
+        process.wait(30)
+        wait_for(lambda: not (work.folder / "out.jsonl.run/lock").exists()
+                 or "alive" not in status(work) and "running since" not in status(work), "the ranks to end")
+        manifest = work.manifest()
+        expect(manifest["state"] == "stopped" and journalled(work) >= before, f"{name}: {manifest['state']}")
+        status(work, "--exit-code", code=75)
+        work.run(2, "-dp", 2)
+        work.check(reference)
+
+
+def check_end_time(work):
+    """The end of the Slurm job comes near: drained in time."""
+    work.write_rows(rows(400, longest=100))
+    reference = work.reference()
+    ends = {**SLOW, "SLURM_JOB_ID": "9", "SLURM_JOB_END_TIME": str(int(time.time()) + 4)}
+    started = time.time()
+    work.run(0, "--max-num-seqs", 2, "--stop-before", "3s", code=75, environment=ends)
+    expect(time.time() - started < 5, "it ended after the job's end")
+    work.run(0, said="rows are done")
+    work.check(reference)
+    work.clear()
+    work.run(0, "--stop-before", "3s", said="SLURM_JOB_END_TIME is not set")
+
+
+def check_faults(work):
+    """Killed at every named place, on rank 0 and another, then resumed elsewhere."""
+    work.write_rows(rows(300, longest=30))
+    reference = work.reference()
+    generator = random.Random(3)
+    places = ("opened", "turn", "commit-write", "commit-sync", "commit-done", "gather", "before-rename", "after-rename")
+    for place in places:
+        for rank in ((0, 1) if place in ("turn", "commit-write", "commit-sync", "gather") else (0,)):
+            work.clear()
+            process = work.start(2, "-dp", 2, environment={"MPINFER_FAULTS": f"{place}:1:kill@{rank}"})
+            code = process.wait(60)
+            expect(code != 0, f"{place}@{rank}: nobody was killed")
+            wait_for(lambda: "running since" not in status(work), "the ranks to end")
+            expect(status(work, "--exit-code", code=None) is not None, "")
+            ranks = generator.choice((0, 2, 3))
+            work.run(ranks, *(("-dp", ranks) if ranks else ()))
+            work.check(reference)
+
+
+def check_kills(work):
+    """Random kills, at random layouts: MPINFER_KILLS of them (default 12). scripts/bench/kills asks for a thousand."""
+    number = int(os.environ.get("MPINFER_KILLS", "12"))
+    seed = int(os.environ.get("MPINFER_KILLS_SEED", "1"))
+    generator = random.Random(seed)
+    work.write_rows(rows(500, longest=40))
+    reference = work.reference()
+    done, completed = 0, 0
+    layouts = ((0, ()), (2, ("-dp", 2)), (3, ("-dp", 3)), (4, ("-dp", 2, "-pp", 2)), (4, ("-dp", 4, "--partition", "dynamic")),
+               (2, ("-tp", 2)), (2, ("-dp", 2, "--partition", "contiguous")))
+    while done < number:
+        ranks, arguments = generator.choice(layouts)
+        environment = {"MPINFER_SIMULATED_STEP_US": str(generator.choice((0, 200, 2000)))}
+        place = generator.choice(("time", "time", "turn", "commit-write", "commit-sync", "gather", "before-rename", "after-rename"))
+        victim = generator.randrange(max(1, ranks))
+        if place != "time":
+            environment["MPINFER_FAULTS"] = f"{place}:{generator.randrange(1, 6 if place != 'turn' else 60)}:kill@{victim}"
+        process = work.start(ranks, *arguments, "--max-num-seqs", 16, environment=environment)
+        if place == "time":
+            time.sleep(generator.random() * 1.2)
+            pids = ranks_of(process) if ranks else [process.pid]
+            chosen = pids if generator.random() < 0.3 else [generator.choice(pids)] if pids else []
+            for pid in chosen:
+                try:
+                    os.kill(pid, signal.SIGKILL)
+                except ProcessLookupError:
+                    pass
+        try:
+            code = process.wait(90)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            raise Failure(f"kill {done}: {place}@{victim} {arguments} on {ranks} ranks hangs (seed {seed})\n{work.log()}")
+        done += code not in (0, 3)
+        wait_for(lambda: not any(str(pid) in os.listdir("/proc") for pid in ranks_of(process)), "the ranks to end")
+        expect(code in (0, 3) or code != 2 and code != 70,
+               f"kill {done}: {place}@{victim} {arguments} on {ranks} ranks: exit code {code} (seed {seed})\n{work.log()}")
+        if code in (0, 3):
+            work.check(reference)
+            completed += 1
+            work.clear()
+    work.run(2, "-dp", 2)
+    work.check(reference)
+    print(f"{done} kills, {completed + 1} complete outputs, each equal to the undisturbed one: 0 violations", flush=True)
+
+
+def check_shards(work):
+    """Shards as jobs of their own, whatever way they are named; merged, once all are there."""
+    data = rows(60)
+    work.write_rows(data)
+    reference = work.reference()
+    for arguments in ((), ("--partition", "contiguous")):
+        work.clear()
+        work.run(0, "--shard", "0/3", *arguments, said="shard 0 of 3: 20 of 60 rows")
+        work.run(2, *arguments, "-dp", 1, "-pp", 2, environment={"MPINFER_DP_RANK": "2", "MPINFER_DP_SIZE": "3"}, said="shard 2 of 3")
+        merge = [work.binary, "merge", "out.jsonl"]
+
+        def merged(code, said, *more):
+            done = subprocess.run([*merge, *more], cwd=work.folder, capture_output=True, timeout=60)
+            log = done.stderr.decode()
+            expect(done.returncode == code and said in log, f"merge: {done.returncode}, expected {code} and '{said}' in\n{log}")
+
+        merged(75, "rows 20 to 39 (20 of them)" if arguments else "(20 of them)")
+        expect(not (work.folder / "out.jsonl").exists(), "OUT was touched")
+        status(work, "--exit-code", code=75)
+        merged(0, "40 of 60 rows", "--partial")
+        part = [json.loads(line)["index"] for line in (work.folder / "out.jsonl.partial").read_text().splitlines()]
+        expect(len(part) == 40 and part == sorted(set(part)), f"partial rows {part}")
+        work.run(0, "--shard", "1/3", "--temperature", 0.3, *arguments)
+        merged(2, "temperature was nothing, is 0.3")
+        work.run(0, "--shard", "1/3", *arguments, code=2, said="temperature was 0.3")
+        work.run(0, "--shard", "1/3", "--overwrite", *arguments, environment={"VLLM_DP_RANK": "1", "VLLM_DP_SIZE": "3"})
+        work.run(0, "--shard", "1/3", *arguments, said="already complete")
+        work.run(0, "--shard", "0/4", *arguments, code=2, said="cut alike")
+        work.run(2, "--shard", "1/3", *arguments, "-dp", 2, code=2, said="dp was 1, is 2")
+        merged(3, "60 rows of 3 shards")
+        work.check(reference)
+        found = json.loads(status(work, "--json", "--exit-code", code=3))
+        expect([shard["state"] for shard in found["shards"]] == ["complete"] * 3, f"{found}")
+    for environment, said in (({"MPINFER_DP_RANK": "1"}, "MPINFER_DP_SIZE is not"), ({"VLLM_DP_SIZE": "2"}, "MPINFER_DP_RANK is not"),
+                              ({"MPINFER_DP_RANK": "2", "MPINFER_DP_SIZE": "2"}, "MPINFER_DP_RANK 2"),
+                              ({"MPINFER_DP_RANK": "1", "MPINFER_DP_SIZE": "2", "VLLM_DP_RANK": "0"}, "differ"),
+                              ({"MPINFER_DP_RANK": "x", "MPINFER_DP_SIZE": "2"}, "MPINFER_DP_RANK x")):
+        for ranks in (0, 2):
+            work.run(ranks, code=2, said=said, out="other.jsonl", environment=environment)
+    work.run(0, "--shard", "0/3", code=2, said="say another", out="other.jsonl",
+             environment={"MPINFER_DP_RANK": "1", "MPINFER_DP_SIZE": "3"})
+    work.run(0, "--shard", "3/3", code=2, said="--shard", out="other.jsonl")
+
+
+def check_coordinates(work):
+    """Ranks whose DP_RANK covers 0…size−1 are put in its order; others are refused."""
+    work.write_rows(rows(20))
+    reference = work.reference()
+    script = work.folder / "rank.sh"
+    script.write_text('#!/bin/sh\nexport MPINFER_DP_SIZE=2 MPINFER_DP_RANK=$((OMPI_COMM_WORLD_RANK $1 2))\nshift\nexec "$@"\n')
+    script.chmod(0o755)
+    for operation, arguments, code, said in (("%", (), (0, 3), "dp 1"), ("%", ("-dp", 4), 2, "MPINFER_DP_SIZE is 2"),
+                                             ("*", (), 2, "MPINFER_DP_")):
+        work.clear()
+        plain = work.command(0, *arguments)
+        command = ["mpirun", "-n", "4", "--oversubscribe", str(script), operation, *plain]
+        done = subprocess.run(command, cwd=work.folder, capture_output=True, timeout=60, env={**clean_environment(), **ENVIRONMENT})
+        log = done.stderr.decode()
+        codes = code if isinstance(code, tuple) else (code,)
+        expect(done.returncode in codes and said in log, f"{operation} {arguments}: {done.returncode}\n{log}")
+    work.run(0, "--overwrite")
+    work.check(reference)
+
+
+GROUPS = {"signals": check_signals, "interrupt": check_interrupt, "launcher": check_launcher, "end-time": check_end_time,
+          "faults": check_faults, "kills": check_kills, "shards": check_shards, "coordinates": check_coordinates, "layouts": check_layouts, "damage": check_damage, "complete": check_complete, "refused": check_refused,
           "lock": check_lock}
 
 

@@ -190,11 +190,12 @@ TEST_CASE("progress reports arrive, the last one always; a stop reaches everybod
     for (int rank = 0; rank < world.size(); ++rank) {
       CHECK(progress.replicas()[static_cast<size_t>(rank)].num_answered == 20 + rank);
     }
-    CHECK_FALSE(progress.stop_requested());
-    progress.request_stop();
+    CHECK(progress.stop_requested() == 0);
+    progress.request_stop(1);
+    progress.request_stop(2);
   }
-  while (!progress.stop_requested()) {
+  while (progress.stop_requested() < 2) {
   }
-  CHECK(progress.stop_requested());
+  CHECK(progress.stop_requested() == 2);
   world.barrier();
 }
