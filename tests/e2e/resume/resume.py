@@ -256,7 +256,8 @@ SLOW = {"MPINFER_SIMULATED_STEP_US": "2000"}
 
 
 def status(work, *arguments, out="out.jsonl", code=None):
-    done = subprocess.run([work.binary, "status", out, *arguments], cwd=work.folder, capture_output=True, timeout=60)
+    done = subprocess.run([work.binary, "status", out, *arguments], cwd=work.folder, capture_output=True, timeout=60,
+                          env=clean_environment())
     expect(code is None or done.returncode == code,
            f"status {arguments}: {done.returncode}, expected {code}\n{done.stdout.decode()}{done.stderr.decode()}")
     return done.stdout.decode()
