@@ -49,14 +49,14 @@ class Replica : public engine::Generator {
                                               engine_options_.block_size, plan.memory.num_blocks,
                                               activation);
     const int64_t rows = engine_options_.max_num_batched_tokens;
-    workspace_ = std::make_unique<backend::Workspace>(backend_.allocate(
-        model::Transformer::workspace_bytes(config, mesh.layout.tp, rows, activation,
-                                            mesh.layout.ep) +
-        model::LmHead::workspace_bytes(config, mesh.layout.tp, engine_options_.max_logit_rows,
-                                       activation)));
-    transformer_ = std::make_unique<model::Transformer>(backend_, *tp_, config, *weights_, *cache_,
-                                                        *workspace_, plan.memory.max_model_len,
-                                                        ep_.get());
+    workspace_ = std::make_unique<backend::Workspace>(
+        backend_.allocate(model::Transformer::workspace_bytes(config, mesh.layout.tp, rows,
+                                                              activation, mesh.layout.ep) +
+                          model::LmHead::workspace_bytes(
+                              config, mesh.layout.tp, engine_options_.max_logit_rows, activation)));
+    transformer_ =
+        std::make_unique<model::Transformer>(backend_, *tp_, config, *weights_, *cache_,
+                                             *workspace_, plan.memory.max_model_len, ep_.get());
     if (weights_->last) {
       lm_head_ = std::make_unique<model::LmHead>(backend_, *tp_, config, *weights_, *workspace_,
                                                  engine_options_.max_logit_rows);
@@ -71,6 +71,11 @@ class Replica : public engine::Generator {
     return engine_->run(source, sink, matcher);
   }
   engine::Progress progress() const override { return engine_->progress(); }
+  std::vector<int64_t> expert_counts() const override {
+    // Ranks of a replica choose for the same rows, but in a lockstep group each for a slice.
+    const bool counts = weights_->tp_rank == 0 || weights_->ep > weights_->tp;
+    return counts ? transformer_->expert_counts() : std::vector<int64_t>();
+  }
 
  private:
   backend::Backend& backend_;

@@ -162,15 +162,17 @@ const char* reason_of(job::Ending ending) {
 }
 
 // The records of all ranks and the totals; rank 0 writes and prints them.
-int conclude(const Options& options, const comm::HostComm& world, const planner::Plan& plan,
-             job::Session& session, io::RunRecord* record, const job::RankReport& mine,
-             const std::map<std::string, double>& seconds, job::Ending ending) {
+int conclude(const Options& options, const model::ModelConfig& config, const comm::HostComm& world,
+             const planner::Plan& plan, job::Session& session, io::RunRecord* record,
+             const job::RankReport& mine, const std::map<std::string, double>& seconds,
+             job::Ending ending) {
   const auto records = world.gather(job::serialise(mine), 0);
   if (world.rank() != 0) return 0;
   job::RunReport report;
   report.tool_version = MPINFER_VERSION;
   report.layout = plan.layout;
   report.layout_reason = plan.reason;
+  report.num_experts = config.moe.num_experts;
   report.num_rows = session.num_rows_here();
   for (const std::string& bytes : records) {
     report.ranks.push_back(job::deserialise_rank_report(bytes));
@@ -323,6 +325,7 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
     report.seconds["first_token"] = stats.first_token_seconds;
     report.computed_prompt_tokens = stats.prompt_tokens;
     report.preemptions = stats.preemptions;
+    report.expert_counts = generator->expert_counts();
     for (const int32_t blocks : plan.memory.num_blocks) report.kv_blocks += blocks;
   }
   const double loaded = report.seconds["load"];
@@ -345,7 +348,7 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
        std::chrono::duration<double>(ended - loading).count() - loaded + session.wait_seconds()},
       {"gather", session.gather_seconds()},
       {"total", seconds_since(start)}};
-  return conclude(options, everyone, plan, session, record.get(), report, seconds, ending);
+  return conclude(options, config, everyone, plan, session, record.get(), report, seconds, ending);
 }
 
 }  // namespace mpinfer::apps

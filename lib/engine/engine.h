@@ -118,6 +118,9 @@ class Generator {
   virtual EngineStats run(RequestSource* source, CompletionSink* sink,
                           StopStringMatcher* matcher) = 0;
   virtual Progress progress() const = 0;
+  // Rows that chose each expert, [layers of the stage, experts], as far as this rank is the one
+  // that counts them; collective over nothing. Empty for a dense model.
+  virtual std::vector<int64_t> expert_counts() const { return {}; }
 };
 
 class Engine : public Generator {

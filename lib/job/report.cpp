@@ -35,7 +35,8 @@ Json json_of(const RankReport& report) {
           {"seconds", report.seconds},
           {"kv_blocks", report.kv_blocks},
           {"preemptions", report.preemptions},
-          {"peak_memory", report.peak_memory}};
+          {"peak_memory", report.peak_memory},
+          {"expert_counts", report.expert_counts}};
 }
 
 double seconds_of(const RankReport& report, const char* name) {
@@ -73,6 +74,16 @@ Spread spread_of(const RunReport& report) {
 
 double per_second(int64_t tokens, double seconds) {
   return seconds > 0.0 ? static_cast<double>(tokens) / seconds : 0.0;
+}
+
+double excess(const std::vector<int64_t>& counts) {
+  double sum = 0.0;
+  double most = 0.0;
+  for (const int64_t count : counts) {
+    sum += static_cast<double>(count);
+    most = std::max(most, static_cast<double>(count));
+  }
+  return sum > 0.0 ? most * static_cast<double>(counts.size()) / sum - 1.0 : 0.0;
 }
 
 struct NewTokens {  // of this attempt
@@ -123,7 +134,46 @@ RankReport deserialise_rank_report(const std::string& bytes) {
   json.at("kv_blocks").get_to(report.kv_blocks);
   json.at("preemptions").get_to(report.preemptions);
   json.at("peak_memory").get_to(report.peak_memory);
+  json.at("expert_counts").get_to(report.expert_counts);
   return report;
+}
+
+ExpertLoad expert_load(const RunReport& report) {
+  ExpertLoad load;
+  const auto experts = static_cast<size_t>(report.num_experts);
+  for (const RankReport& rank : report.ranks) {
+    for (size_t i = 0; i < rank.expert_counts.size(); ++i) {
+      if (rank.expert_counts[i] == 0) continue;
+      const size_t layer = static_cast<size_t>(rank.first_layer) + i / experts;
+      if (load.layers.size() <= layer) load.layers.resize(layer + 1);
+      load.layers[layer].resize(experts);
+      load.layers[layer][i % experts] += rank.expert_counts[i];
+    }
+  }
+  const auto parts = static_cast<size_t>(report.layout.ep);
+  if (parts > 1) load.ranks.resize(parts);
+  int num_layers = 0;
+  for (const std::vector<int64_t>& layer : load.layers) {
+    if (layer.empty()) continue;
+    ++num_layers;
+    load.expert_imbalance += excess(layer);
+    if (parts == 1) continue;
+    std::vector<int64_t> by_rank;
+    size_t expert = 0;
+    for (size_t part = 0; part < parts; ++part) {  // the first hold one more
+      const size_t held = experts / parts + (part < experts % parts ? 1 : 0);
+      by_rank.push_back(0);
+      for (const size_t end = expert + held; expert < end; ++expert)
+        by_rank.back() += layer[expert];
+      load.ranks[part] += by_rank.back();
+    }
+    load.rank_imbalance += excess(by_rank);
+  }
+  if (num_layers > 0) {
+    load.expert_imbalance /= num_layers;
+    load.rank_imbalance /= num_layers;
+  }
+  return load;
 }
 
 ResultCounts totals_of(const RunReport& report) {
@@ -145,8 +195,11 @@ void write_report(const std::string& path, const RunReport& report) {
   const ResultCounts totals = totals_of(report);
   const Spread spread = spread_of(report);
   Json ranks = Json::array();
-  for (const RankReport& rank : report.ranks) ranks.push_back(json_of(rank));
-  const Json json = {
+  for (const RankReport& rank : report.ranks) {
+    ranks.push_back(json_of(rank));
+    ranks.back().erase("expert_counts");  // summed below
+  }
+  Json json = {
       {"schema", 1},
       {"tool", "mpinfer " + report.tool_version},
       {"exit_code", report.exit_code},
@@ -154,6 +207,7 @@ void write_report(const std::string& path, const RunReport& report) {
        {{"dp", report.layout.dp},
         {"pp", report.layout.pp},
         {"tp", report.layout.tp},
+        {"ep", report.layout.ep},
         {"reason", report.layout_reason}}},
       {"totals",
        {{"rows", report.num_rows},
@@ -170,6 +224,13 @@ void write_report(const std::string& path, const RunReport& report) {
       {"tail_seconds", spread.longest - spread.shortest},
       {"imbalance", spread.mean > 0.0 ? spread.longest / spread.mean - 1.0 : 0.0},
       {"ranks", ranks}};
+  if (report.num_experts > 0) {
+    const ExpertLoad load = expert_load(report);
+    json["experts"] = {{"rows_by_layer", load.layers},
+                       {"imbalance", load.expert_imbalance},
+                       {"rows_by_rank", load.ranks},
+                       {"rank_imbalance", load.rank_imbalance}};
+  }
   io::replace_file(path, json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
 }
 
@@ -196,6 +257,17 @@ std::vector<std::string> summary_of(const RunReport& report) {
                   io::with_thousands(report.num_rows), io::with_thousands(totals.num_answered),
                   io::with_thousands(totals.num_failed), io::with_thousands(totals.prompt_tokens),
                   io::with_thousands(totals.completion_tokens)));
+  if (report.num_experts > 0) {
+    const ExpertLoad load = expert_load(report);
+    std::string line =
+        fmt::format("experts: the fullest of {} has {:.0f} % more rows than the mean",
+                    report.num_experts, 100.0 * load.expert_imbalance);
+    if (report.layout.ep > 1) {
+      line += fmt::format(", the fullest of {} ranks {:.0f} %", report.layout.ep,
+                          100.0 * load.rank_imbalance);
+    }
+    lines.push_back(line);
+  }
   if (totals.cached_tokens > 0) {
     int64_t computed = 0;
     for (const RankReport& rank : report.ranks) {

@@ -27,6 +27,8 @@ struct RankReport {
   int64_t preemptions = 0;
   int64_t peak_memory = 0;                // bytes
   std::map<std::string, double> seconds;  // start, load, compute, communication, host, idle, gather
+  // Rows that chose each expert, [layers, experts]; empty on ranks that count for no one.
+  std::vector<int64_t> expert_counts;
 };
 
 std::string serialise(const RankReport& report);
@@ -36,6 +38,7 @@ struct RunReport {
   std::string tool_version;
   comm::Layout layout;
   std::string layout_reason;
+  int32_t num_experts = 0;  // of a layer that has them; 0: a dense model
   int64_t num_rows = 0;
   std::vector<RankReport> ranks;
   std::map<std::string, double> seconds;  // start, load, generate, gather, total
@@ -43,6 +46,16 @@ struct RunReport {
   std::string output;
   std::string run_dir;
 };
+
+// How evenly rows chose experts, over the whole job.
+struct ExpertLoad {
+  std::vector<std::vector<int64_t>> layers;  // rows by layer and expert; empty for a dense layer
+  std::vector<int64_t> ranks;                // rows by rank of an expert-parallel group (ep > 1)
+  // Largest over mean, less one: the mean over layers, since a layer waits for its fullest part.
+  double expert_imbalance = 0.0;
+  double rank_imbalance = 0.0;
+};
+ExpertLoad expert_load(const RunReport& report);
 
 ResultCounts totals_of(const RunReport& report);
 void write_report(const std::string& path, const RunReport& report);

@@ -175,6 +175,10 @@ def check_run_directory(work, exit_code, where):
         raise Failure(f"{where}: the manifest says {manifest['state']}, {manifest['attempts'][-1]}")
     if counts["answered"] + counts["failed"] != rows or report["totals"]["rows"] != rows:
         raise Failure(f"{where}: {rows} rows, the manifest counts {counts}, the report {report['totals']}")
+    if "experts" in report:  # every layer chooses for the same rows
+        sums = {sum(layer) for layer in report["experts"]["rows_by_layer"] if layer}
+        if len(sums) != 1:
+            raise Failure(f"{where}: layers chose experts for different numbers of rows: {sums}")
     left = [path.name for path in work.iterdir() if path.name.endswith(".tmp")]
     if left:
         raise Failure(f"{where}: left behind {left}")

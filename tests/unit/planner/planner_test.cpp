@@ -270,5 +270,90 @@ TEST_CASE("Every layout of the world is listed once, the chosen first") {
   CHECK(chosen.layout.dp == plans.front().layout.dp);
 }
 
+model::ModelConfig sparse(model::ModelConfig config, int32_t experts, int32_t top_k,
+                          int64_t intermediate) {
+  config.moe.num_experts = experts;
+  config.moe.top_k = top_k;
+  config.moe.intermediate_size = intermediate;
+  for (model::LayerConfig& layer : config.layers) layer.moe = true;
+  return config;
+}
+// Qwen3-235B-A22B.
+model::ModelConfig qwen3_235b() {
+  model::ModelConfig config = llama(94, 4096, 12288, 64);
+  config.architecture = "Qwen3MoeForCausalLM";
+  config.num_key_value_heads = 4;
+  config.vocab_size = 151936;
+  config.max_position_embeddings = 40960;
+  config.qk_norm = true;
+  return sparse(config, 128, 8, 1536);
+}
+// gpt-oss-120b in bf16.
+model::ModelConfig gpt_oss_120b() {
+  model::ModelConfig config = llama(36, 2880, 2880, 64);
+  config.architecture = "GptOssForCausalLM";
+  config.head_dim = 64;
+  config.vocab_size = 201088;
+  config.qkv_bias = config.o_bias = config.sinks = true;
+  config.cache_groups = {{0}, {128}};
+  for (size_t i = 0; i < config.layers.size(); i += 2) config.layers[i].cache_group = 1;
+  config = sparse(config, 128, 4, 2880);
+  config.moe.router_bias = config.moe.expert_bias = true;
+  config.moe.names = model::ExpertNames::kGptOss;
+  return config;
+}
+
+int64_t weights_of(const model::ModelConfig& config, int dp, int tp, int ep) {
+  return memory_of(config, {dp, 1, tp, ep}, gpus(dp * tp), request_of(dp, 1, tp)).weights;
+}
+
+TEST_CASE("Experts: weights of published shapes, cut by tp, whole, and over replicas") {
+  // Qwen3-235B, elements of a layer: qkv (64 + 8) * 128 * 4096, o 8192 * 4096, router 128 * 4096,
+  // experts 128 * 3 * 4096 * 1536; embedding and head 2 * 151936 * 4096; norms in f32.
+  const int64_t norms = 4 * (94 * (2 * 4096 + 2 * 128) + 4096);
+  CHECK(weights_of(qwen3_235b(), 1, 1, 1) == 2 * 235'092'836'352 + norms);
+  // tp 8: a KV head on two ranks each; an eighth of the experts, however they are cut.
+  CHECK(weights_of(qwen3_235b(), 1, 8, 1) == 2 * 29'479'010'304 + norms);
+  CHECK(weights_of(qwen3_235b(), 1, 8, 8) == 2 * 29'479'010'304 + norms);
+  // dp 2, tp 4: each replica has all experts, or the two share them.
+  CHECK(weights_of(qwen3_235b(), 2, 4, 1) == 2 * 58'810'171'392 + norms);
+  CHECK(weights_of(qwen3_235b(), 2, 4, 8) == 2 * 30'423'121'920 + norms);
+
+  // gpt-oss-120b: qkv 80 * 64 * 2880, o 4096 * 2880, router 128 * 2880, experts 128 * 3 * 2880²,
+  // embedding and head 2 * 201088 * 2880: 116.8 G elements; biases, norms and sinks in f32, each
+  // vector rounded up to 256 bytes.
+  CHECK(weights_of(gpt_oss_120b(), 1, 1, 1) / 1'000'000 == 233'738);
+}
+
+TEST_CASE("Experts are spread over replicas only where nothing else has room") {
+  // 235B in bf16 on eight 80 GiB GPUs: tp 8 holds it, and so nobody waits for another replica.
+  const Plan all = choose_plan(qwen3_235b(), gpus(8), request_of());
+  CHECK(all.memory.fits);
+  CHECK(all.layout.members() == 1);
+  // With dp 2 and tp 4 asked for, only shared experts fit.
+  const Plan shared = choose_plan(qwen3_235b(), gpus(8), request_of(2, 1, 4));
+  CHECK(shared.layout.ep == 8);
+  PlanRequest cut = request_of(2, 1, 4);
+  cut.ep = 1;
+  const std::string refusal =
+      refusal_of(ExitCode::kModelRefused, [&] { choose_plan(qwen3_235b(), gpus(8), cut); });
+  CHECK(refusal.find("weights 117.6 GB") != std::string::npos);
+  PlanRequest spread = request_of(2, 1, 4);
+  spread.spread_experts = true;
+  CHECK(choose_plan(qwen3_235b(), gpus(8), spread).layout.ep == 8);
+}
+
+TEST_CASE("Expert parallelism that does not fit is refused with what would") {
+  PlanRequest request = request_of(2, 1, 4);
+  request.ep = 6;
+  const std::string refusal =
+      refusal_of(ExitCode::kUsage, [&] { choose_plan(qwen3_235b(), gpus(8), request); });
+  CHECK(refusal.find("valid: 1, 4, 8") != std::string::npos);
+  request.ep = 2;
+  const std::string dense =
+      refusal_of(ExitCode::kUsage, [&] { choose_plan(llama_8b(), gpus(8), request); });
+  CHECK(dense.find("has no experts") != std::string::npos);
+}
+
 }  // namespace
 }  // namespace mpinfer::planner
