@@ -14,6 +14,7 @@
 #include "apps/commands/run_identity.h"
 #include "apps/commands/run_setup.h"
 #include "apps/signals.h"
+#include "lib/comm/heartbeat.h"
 #include "lib/comm/watch.h"
 #include "lib/core/error.h"
 #include "lib/core/log.h"
@@ -306,10 +307,20 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
   report.last_layer = stage.end;
   report.seconds["start"] = seconds_since(start);
 
-  comm::Watch watch({.first_seconds = std::max(600.0, options.step_timeout),
+  const double first_seconds = std::max(600.0, options.step_timeout);
+  comm::Heartbeat heartbeat(everyone, first_seconds, options.step_timeout);
+  heartbeat.set_rows(session.replica_rows(), plan.layout.replica());
+  comm::Watch watch({.first_seconds = first_seconds,
                      .step_seconds = options.step_timeout,
                      .rank = everyone.rank(),
-                     .host = comm::host_name()});
+                     .host = comm::host_name(),
+                     .last_words =
+                         [&last_words](const std::string& what) {
+                           if (last_words.say) {
+                             last_words.say(static_cast<int>(ExitCode::kPeerFailure), what);
+                           }
+                         },
+                     .heartbeat = &heartbeat});
   const auto loading = Clock::now();
   // A replica without rows loads nothing, unless its experts work for its group's.
   const int64_t group_rows = mesh.members.all_reduce_sum(session.num_rows());
@@ -330,7 +341,7 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
   }
   const double loaded = report.seconds["load"];
   const auto ended = Clock::now();
-  const job::Ending ending = session.finish();
+  const job::Ending ending = session.finish(watch);
   report.seconds["gather"] = session.gather_seconds();
   report.seconds["host"] =
       std::max(0.0, report.seconds["generate"] - report.seconds["compute"] -

@@ -258,6 +258,13 @@ int64_t HostComm::all_reduce_max(int64_t value) const {
   return all_reduce(*handle_, value, MPI_MAX);
 }
 
+std::unique_ptr<HostRequest> HostComm::start_barrier() const {
+  if (size() == 1) return std::make_unique<DoneRequest>();
+  MPI_Request request = MPI_REQUEST_NULL;
+  MPINFER_MPI(MPI_Ibarrier(handle_->comm, &request));
+  return std::make_unique<MpiRequest>(std::vector<MPI_Request>{request});
+}
+
 std::unique_ptr<HostRequest> HostComm::start_broadcast(void* data, int64_t bytes, int root) const {
   if (size() == 1) return std::make_unique<DoneRequest>();
   return start_in_pieces(

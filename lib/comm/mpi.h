@@ -65,6 +65,7 @@ class HostComm {
   int64_t all_reduce_min(int64_t value) const;
   int64_t all_reduce_max(int64_t value) const;
 
+  std::unique_ptr<HostRequest> start_barrier() const;
   std::unique_ptr<HostRequest> start_broadcast(void* data, int64_t bytes, int root) const;
   // all holds size() pieces of bytes each, this rank's in its place.
   std::unique_ptr<HostRequest> start_all_gather(void* all, int64_t bytes) const;

@@ -43,9 +43,12 @@ void Watch::State::watch() {
     wake.wait_for(lock, std::chrono::milliseconds(100));
     if (depth == 0) continue;
     const double waited = std::chrono::duration<double>(Clock::now() - armed_at).count();
-    if (waited > limit_seconds) expired = true;
+    // A neighbour that knows more may speak first.
+    const double courtesy = options.heartbeat != nullptr ? options.grace_seconds / 2 : 0.0;
+    if (waited > limit_seconds + courtesy) expired = true;
     if (waited > limit_seconds + options.grace_seconds) {
       const std::string line = "mpinfer: " + report() + "\n";
+      if (options.last_words) options.last_words(report());
       [[maybe_unused]] const auto written = ::write(STDERR_FILENO, line.data(), line.size());
       ::_exit(static_cast<int>(ExitCode::kPeerFailure));
     }
@@ -84,6 +87,10 @@ Watch::Armed::~Armed() {
 }
 
 void Watch::check() {
+  if (Heartbeat* heartbeat = state_->options.heartbeat) {
+    // Read without the lock by the one thread that writes them.
+    heartbeat->poll(state_->depth > 0 ? state_->label : "its work", state_->step);
+  }
   if (!state_->expired) return;
   const std::lock_guard lock(state_->mutex);
   throw Error(ExitCode::kPeerFailure, state_->report());
@@ -92,6 +99,12 @@ void Watch::check() {
 void Watch::first_step_done() {
   const std::lock_guard lock(state_->mutex);
   state_->limit_seconds = state_->options.step_seconds;
+  if (state_->options.heartbeat != nullptr) state_->options.heartbeat->set_stepping(true);
+}
+
+void Watch::ending() {
+  if (state_->options.heartbeat != nullptr) state_->options.heartbeat->set_stepping(false);
+  check();
 }
 
 }  // namespace mpinfer::comm

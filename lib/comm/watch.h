@@ -7,8 +7,11 @@
 
 #include <chrono>
 #include <cstdint>
+#include <functional>
 #include <memory>
 #include <string>
+
+#include "lib/comm/heartbeat.h"
 
 namespace mpinfer::comm {
 
@@ -18,6 +21,9 @@ struct WatchOptions {
   double grace_seconds = 5.0;
   int rank = 0;
   std::string host;
+  // Called with the report before the process is ended from the watch's thread.
+  std::function<void(const std::string&)> last_words = {};
+  Heartbeat* heartbeat = nullptr;  // borrowed; polled by check()
 };
 
 class Watch {
@@ -44,6 +50,8 @@ class Watch {
   void check();
   // From now on the shorter deadline of a step holds.
   void first_step_done();
+  // The end of the run: the last words of a rank may take long (one file, one fsync).
+  void ending();
 
  private:
   struct State;

@@ -338,6 +338,7 @@ EngineStats Engine::run(RequestSource* source, CompletionSink* sink, StopStringM
   impl.wait.also_poll([&impl] { impl.control.ready(); });
 
   for (int64_t number = 0;; ++number) {
+    impl.parts.watch.check();
     impl.post(number, impl.plans.empty() ? 0 : impl.plans.back().hash);
     const int64_t horizon = number - impl.lanes - 1;
     if (horizon >= 0) {

@@ -253,6 +253,7 @@ void gather_results(const comm::HostComm& leaders, std::span<const File> journal
   const int64_t end = options.first_row + options.num_rows;
   for (int64_t begin = options.first_row; begin < end; begin += options.window_rows) {
     const int64_t window_end = std::min(end, begin + options.window_rows);
+    if (options.on_round) options.on_round();
     std::vector<RowLength> lengths;
     for (size_t i = next; i < results.size() && results[i].row < window_end; ++i) {
       lengths.push_back(
@@ -278,6 +279,7 @@ void gather_results(const comm::HostComm& leaders, std::span<const File> journal
           bytes_table.begin() + static_cast<std::ptrdiff_t>(round * num_ranks),
           bytes_table.begin() + static_cast<std::ptrdiff_t>((round + 1) * num_ranks));
       fault_point("gather");
+      if (options.on_round) options.on_round();
       const std::string gathered = leaders.gather_v(mine, by_rank, 0);
       if (root) write_round(window, round, by_rank, gathered, write);
     }

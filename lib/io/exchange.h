@@ -67,6 +67,7 @@ struct GatherOptions {
   int64_t num_rows = 0;
   int64_t window_rows = 1 << 16;
   int64_t round_bytes = int64_t{64} << 20;  // below 2³¹; one row may exceed it
+  std::function<void()> on_round = {};      // before every round
 };
 
 // Calls write on rank 0 with the result of every row of [first_row, first_row + num_rows), in

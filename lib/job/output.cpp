@@ -56,7 +56,8 @@ void write_payload(std::string_view payload, io::OrderedWriter& writer, io::Orde
 
 int64_t write_output(const comm::HostComm& leaders, std::span<const io::File> journals,
                      std::vector<io::StoredResult> results, const OutputOptions& options) {
-  const io::GatherOptions gather{.first_row = options.first_row, .num_rows = options.num_rows};
+  const io::GatherOptions gather{
+      .first_row = options.first_row, .num_rows = options.num_rows, .on_round = options.on_round};
   if (options.path.empty()) {
     io::gather_results(leaders, journals, std::move(results), gather, print_answer);
     return 0;

@@ -3,6 +3,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <span>
 #include <string>
 #include <vector>
@@ -18,7 +19,8 @@ struct OutputOptions {
   std::string errors_path = {};  // of error rows that are marked as separate; empty: there are none
   int64_t first_row = 0;
   int64_t num_rows = 0;
-  bool locked = false;  // no other job writes this output
+  bool locked = false;                  // no other job writes this output
+  std::function<void()> on_round = {};  // before every round of the gather
 };
 
 // Collective over the leaders; rank 0 writes and gets the bytes it wrote to a file. Throws

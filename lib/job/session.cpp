@@ -2,6 +2,7 @@
 
 #include <sys/stat.h>
 #include <algorithm>
+#include <cstring>
 #include <ctime>
 #include <filesystem>
 #include <nlohmann/json.hpp>
@@ -244,6 +245,27 @@ void Session::distribute(const comm::Mesh& mesh) {
     }
   }
   mesh.replica.broadcast(&num_rows_, sizeof(num_rows_), 0);
+  share_replica_rows();
+}
+
+void Session::share_replica_rows() {
+  std::string bytes;
+  if (mesh_->leader()) {
+    comm::ReplicaRows mine;
+    if (options_.partition != io::PartitionPolicy::kDynamic && !rows_.empty()) {
+      const auto [first, last] =
+          std::minmax_element(rows_.begin(), rows_.end(),
+                              [](const io::Row& a, const io::Row& b) { return a.index < b.index; });
+      mine = {first->index, last->index, static_cast<int64_t>(rows_.size())};
+    }
+    for (const std::string& part :
+         mesh_->leaders.all_gather({reinterpret_cast<const char*>(&mine), sizeof(mine)})) {
+      bytes += part;
+    }
+  }
+  mesh_->replica.broadcast(bytes, 0);
+  replica_rows_.resize(bytes.size() / sizeof(comm::ReplicaRows));
+  std::memcpy(replica_rows_.data(), bytes.data(), bytes.size());
 }
 
 // The tokens of rows that were begun go where the rows go; all but the last one, so that the way a

@@ -14,6 +14,7 @@
 
 #include "lib/comm/mesh.h"
 #include "lib/comm/mpi.h"
+#include "lib/comm/watch.h"
 #include "lib/engine/engine.h"
 #include "lib/io/exchange.h"
 #include "lib/io/index.h"
@@ -91,7 +92,9 @@ class Session {
   int64_t num_rows() const { return num_rows_; }
   int shard() const { return options_.shard; }
   int num_shards() const { return options_.num_shards; }
-  int64_t num_rows_here() const { return num_rows_here_; }       // of this job; leaders
+  int64_t num_rows_here() const { return num_rows_here_; }  // of this job; leaders
+  // Of every replica, on every rank; for the verdict on a lost one.
+  const std::vector<comm::ReplicaRows>& replica_rows() const { return replica_rows_; }
   int64_t num_done_before() const { return earlier_.num_done; }  // leaders
   int64_t num_journals_before() const { return earlier_.num_journals; }
 
@@ -101,7 +104,7 @@ class Session {
 
   // Leaders wait for each other, rank 0 writes the output if every row is done. Collective over the
   // world.
-  Ending finish();
+  Ending finish(comm::Watch& watch);
 
   const ResultCounts& counts() const { return counts_; }  // of this replica, on its leader
   const ResultCounts& earlier_counts() const { return earlier_.counts; }  // this leader's share
@@ -116,13 +119,15 @@ class Session {
   std::vector<int32_t> choose_rows(int dp);
   void take_unfinished(const std::vector<int32_t>& owner);
   void open_journal();
+  void share_replica_rows();
   NextRange next_range(const engine::Generator& engine);
   StopLevel on_turn(const engine::Generator* engine);
   StopLevel stop_level() const { return options_.stop ? options_.stop->level() : StopLevel::kNone; }
   void flush(bool running);
   void report_progress(const engine::Generator* engine, bool last);
   void watch_progress();
-  void wait_for_leaders();
+  void wait_for_leaders(comm::Watch& watch);
+  void wait_for_all(comm::Watch& watch, const char* what);
   std::vector<io::StoredResult> stored_results(std::vector<io::File>* journals);
 
   JobOptions options_;
@@ -139,6 +144,8 @@ class Session {
   io::Opening opening_;
   std::string run_id_;
   uint64_t fingerprint_ = 0;  // of what the answers depend on
+
+  std::vector<comm::ReplicaRows> replica_rows_;
 
   // Leaders only.
   int64_t num_rows_here_ = 0;  // of all replicas, earlier results included

@@ -180,15 +180,27 @@ void Session::watch_progress() {
 }
 
 // Rank 0 goes on serving the counter and the progress line until every leader has said it is done.
-void Session::wait_for_leaders() {
+void Session::wait_for_leaders(comm::Watch& watch) {
   if (num_rows_ == 0) report_progress(nullptr, /*last=*/true);
   if (mesh_->leaders.rank() != 0) return;
   while (!progress_->all_finished()) {
     if (counter_) counter_->poll();
     watch_progress();
+    watch.check();
     std::this_thread::sleep_for(kTurnInterval);
   }
   if (line_) line_->finish();
+}
+
+// A barrier of the world that may take as long as the slowest replica: everybody goes on telling
+// its neighbour that it lives.
+void Session::wait_for_all(comm::Watch& watch, const char* what) {
+  spdlog::debug("waiting for {}", what);
+  const auto barrier = mesh_->world.start_barrier();
+  while (!barrier->test()) {
+    watch.check();
+    std::this_thread::sleep_for(kTurnInterval);
+  }
 }
 
 // Every result of this leader: of the journals it took over, and of its own as the last one.
@@ -207,14 +219,25 @@ std::vector<io::StoredResult> Session::stored_results(std::vector<io::File>* jou
   return results;
 }
 
-Ending Session::finish() {
+Ending Session::finish(comm::Watch& watch) {
   auto ending = Ending::kComplete;
   if (mesh_->leader()) {
-    const comm::HostComm& leaders = mesh_->leaders;
     const auto waiting = Clock::now();
-    wait_for_leaders();
-    counter_.reset();
+    wait_for_leaders(watch);
     wait_seconds_ = seconds_since(waiting);
+  }
+  wait_for_all(watch, "every replica");
+  watch.ending();
+  if (mesh_->leader()) {
+    const comm::HostComm& leaders = mesh_->leaders;
+    std::unique_ptr<comm::Watch::Armed> armed;
+    const auto on_round = [&] {
+      armed.reset();
+      watch.check();
+      armed.reset(new comm::Watch::Armed(watch.arm("gather", -1)));
+    };
+    on_round();
+    counter_.reset();
     const auto start = Clock::now();
     std::vector<io::File> journals;
     std::vector<io::StoredResult> results = stored_results(&journals);
@@ -232,7 +255,8 @@ Ending Session::finish() {
                                           .errors_path = options_.errors_output,
                                           .first_row = first_row_,
                                           .num_rows = summary_.num_rows,
-                                          .locked = !options_.run_dir.empty()});
+                                          .locked = !options_.run_dir.empty(),
+                                          .on_round = on_round});
       if (options_.record != nullptr) {
         options_.record->change([&](io::Manifest& manifest) { manifest.output_bytes = bytes; });
       }
@@ -240,6 +264,7 @@ Ending Session::finish() {
     gather_seconds_ = seconds_since(start);
     if (leaders.rank() == 0) warn_of_near_misses("were not read");
   }
+  wait_for_all(watch, "the output");
   return static_cast<Ending>(mesh_->world.all_reduce_max(static_cast<int64_t>(ending)));
 }
 

@@ -363,7 +363,7 @@ def check_kills(work):
     number = int(os.environ.get("MPINFER_KILLS", "12"))
     seed = int(os.environ.get("MPINFER_KILLS_SEED", "1"))
     generator = random.Random(seed)
-    work.write_rows(rows(500, longest=40))
+    work.write_rows(rows(1500, longest=60))
     reference = work.reference()
     done, completed = 0, 0
     layouts = ((0, ()), (2, ("-dp", 2)), (3, ("-dp", 3)), (4, ("-dp", 2, "-pp", 2)), (4, ("-dp", 4, "--partition", "dynamic")),
@@ -401,6 +401,31 @@ def check_kills(work):
     work.run(2, "-dp", 2)
     work.check(reference)
     print(f"{done} kills, {completed + 1} complete outputs, each equal to the undisturbed one: 0 violations", flush=True)
+
+
+def check_stopped_rank(work):
+    """SIGSTOP of one rank: its neighbour names it, its host and its rows within the deadline and ten seconds; exit 7; what was
+    finished is kept."""
+    work.write_rows(rows(900, longest=100))
+    reference = work.reference()
+    for ranks, arguments, victim in ((3, ("-dp", 3), 1), (3, ("-dp", 3), 0), (4, ("-dp", 2, "-pp", 2), 3)):
+        work.clear()
+        process = work.start(ranks, *arguments, "--max-num-seqs", 4, "--step-timeout", "2s",
+                             environment={"MPINFER_SIMULATED_STEP_US": "8000"})
+        wait_for(lambda: journalled(work) > 10 or process.poll() is not None, "rows in the journal")
+        os.kill(ranks_of(process)[victim], signal.SIGSTOP)
+        started, before = time.time(), journalled(work)
+        code = process.wait(40)
+        took = time.time() - started
+        log = work.log()
+        expect(code == 7 and f"rank {victim} on " in log and "no sign of life" in log and "holds rows" in log,
+               f"{arguments}, rank {victim} stopped: exit code {code} after {took:.1f} s\n{log}")
+        expect(took < 2 + 10, f"the verdict took {took:.1f} s")
+        wait_for(lambda: "running since" not in status(work), "the ranks to end")
+        status(work, "--exit-code", code=7)
+        expect(journalled(work) >= before, "finished rows were lost")
+        work.run(2, "-dp", 2, said="rows are done")
+        work.check(reference)
 
 
 def check_shards(work):
@@ -468,6 +493,7 @@ def check_coordinates(work):
 
 
 GROUPS = {"signals": check_signals, "interrupt": check_interrupt, "launcher": check_launcher, "end-time": check_end_time,
+          "stopped-rank": check_stopped_rank,
           "faults": check_faults, "kills": check_kills, "shards": check_shards, "coordinates": check_coordinates, "layouts": check_layouts, "damage": check_damage, "complete": check_complete, "refused": check_refused,
           "lock": check_lock}
 
