@@ -131,6 +131,11 @@ std::vector<OptionSpec> make_table() {
       "ranks of a stage that experts are spread over: 1 (cut by tp), tp, or tp times a divisor of "
       "dp, whose replicas then run in lockstep; default: planner",
       small(&Options::ep, 1, 1 << 20));
+  add(layout, "expert-placement", "", "FILE",
+      "with ep above 1: experts go to ranks as FILE says, if it is there; the run's end writes it "
+      "anew "
+      "from the rows that chose each",
+      text(&Options::expert_placement));
   add(layout, "enable-expert-parallel", "", "", "--ep of dp times tp",
       on(&Options::enable_expert_parallel));
   add(

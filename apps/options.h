@@ -28,7 +28,8 @@ struct Options {
   std::string model, tokenizer, load_format = "auto";
   std::vector<std::string> input;
   std::string output, run_dir, config_file;
-  int tp = 0, pp = 0, dp = 0, ep = 0;   // 0: planner
+  int tp = 0, pp = 0, dp = 0, ep = 0;  // 0: planner
+  std::string expert_placement;
   bool enable_expert_parallel = false;  // ep = dp * tp
   std::vector<int32_t> pp_layers;
   std::string backend = "auto", dtype = "auto";

@@ -6,6 +6,7 @@
 #include <chrono>
 #include <cstring>
 #include <filesystem>
+#include <fstream>
 #include <memory>
 
 #include "apps/commands/commands.h"
@@ -19,8 +20,10 @@
 #include "lib/core/error.h"
 #include "lib/core/log.h"
 #include "lib/engine/engine.h"
+#include "lib/io/file.h"
 #include "lib/io/progress.h"
 #include "lib/job/report.h"
+#include "lib/model/expert_placement.h"
 #include "lib/model/loader.h"
 #include "lib/text/tokenizer.h"
 
@@ -163,6 +166,33 @@ const char* reason_of(job::Ending ending) {
 }
 
 // The records of all ranks and the totals; rank 0 writes and prints them.
+// Where each expert goes in the next run, by the rows that this one saw.
+void write_placement(const Options& options, const job::RunReport& report) {
+  const job::ExpertLoad load = job::expert_load(report);
+  if (report.layout.ep == 1 || load.layers.empty()) {
+    spdlog::info("--expert-placement: nothing to write at ep {}", report.layout.ep);
+    return;
+  }
+  const model::ExpertPlacement placement =
+      model::balance_experts(load.layers, report.num_experts, report.layout.ep);
+  io::replace_file(options.expert_placement, model::placement_text(placement, report.num_experts));
+  spdlog::info("wrote {}: experts by the rows of this run", printable(options.expert_placement));
+}
+
+// Rank 0's file, on every rank.
+model::ExpertPlacement placement_of(const Options& options, const model::ModelConfig& config,
+                                    const comm::HostComm& world) {
+  std::string text;
+  if (world.rank() == 0 && std::filesystem::exists(options.expert_placement)) {
+    std::ifstream file(options.expert_placement, std::ios::binary);
+    text.assign(std::istreambuf_iterator<char>(file), {});
+    if (text.empty()) text = " ";
+  }
+  world.broadcast(text, 0);
+  if (text.empty()) return {};
+  return model::read_placement(text, options.expert_placement, config);
+}
+
 int conclude(const Options& options, const model::ModelConfig& config, const comm::HostComm& world,
              const planner::Plan& plan, job::Session& session, io::RunRecord* record,
              const job::RankReport& mine, const std::map<std::string, double>& seconds,
@@ -174,6 +204,7 @@ int conclude(const Options& options, const model::ModelConfig& config, const com
   report.layout = plan.layout;
   report.layout_reason = plan.reason;
   report.num_experts = config.moe.num_experts;
+  report.expert_placement = config.moe.placement;
   report.num_rows = session.num_rows_here();
   for (const std::string& bytes : records) {
     report.ranks.push_back(job::deserialise_rank_report(bytes));
@@ -201,6 +232,7 @@ int conclude(const Options& options, const model::ModelConfig& config, const com
     spdlog::error("stopped: {} rows failed, more than --max-errors {}; no output was written",
                   totals.num_failed, options.max_errors);
   }
+  if (!options.expert_placement.empty()) write_placement(options, report);
   for (const std::string& line : job::summary_of(report)) spdlog::info("{}", line);
   return report.exit_code;
 }
@@ -252,7 +284,10 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
   const SignalWatch signals(stop, drain_seconds(options), world.rank() == 0);
   std::shared_ptr<io::RunRecord> record;
   if (world.rank() == 0) record = open_run_record(options);
-  const model::ModelConfig config = model::load_model_config(options.model);
+  model::ModelConfig config = model::load_model_config(options.model);
+  if (!options.expert_placement.empty()) {
+    config.moe.placement = placement_of(options, config, world);
+  }
   const job::SamplingFields defaults = sampling_defaults(options, config);
   ModelIdentity identity;
   if (options.load_format != "dummy") {

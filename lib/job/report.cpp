@@ -146,15 +146,21 @@ ExpertLoad expert_load(const RunReport& report) {
       if (rank.expert_counts[i] == 0) continue;
       const size_t layer = static_cast<size_t>(rank.first_layer) + i / experts;
       if (load.layers.size() <= layer) load.layers.resize(layer + 1);
-      load.layers[layer].resize(experts);
+      load.layers[layer].resize(experts);  // by place, for now
       load.layers[layer][i % experts] += rank.expert_counts[i];
     }
   }
   const auto parts = static_cast<size_t>(report.layout.ep);
   if (parts > 1) load.ranks.resize(parts);
   int num_layers = 0;
-  for (const std::vector<int64_t>& layer : load.layers) {
+  for (size_t index = 0; index < load.layers.size(); ++index) {
+    const std::vector<int64_t> layer = load.layers[index];
     if (layer.empty()) continue;
+    if (index < report.expert_placement.size() && !report.expert_placement[index].empty()) {
+      for (size_t e = 0; e < experts; ++e) {
+        load.layers[index][e] = layer[static_cast<size_t>(report.expert_placement[index][e])];
+      }
+    }
     ++num_layers;
     load.expert_imbalance += excess(layer);
     if (parts == 1) continue;

@@ -27,7 +27,8 @@ struct RankReport {
   int64_t preemptions = 0;
   int64_t peak_memory = 0;                // bytes
   std::map<std::string, double> seconds;  // start, load, compute, communication, host, idle, gather
-  // Rows that chose each expert, [layers, experts]; empty on ranks that count for no one.
+  // Rows that chose the expert at each place, [layers, experts]; empty on ranks that count for no
+  // one.
   std::vector<int64_t> expert_counts;
 };
 
@@ -38,7 +39,8 @@ struct RunReport {
   std::string tool_version;
   comm::Layout layout;
   std::string layout_reason;
-  int32_t num_experts = 0;  // of a layer that has them; 0: a dense model
+  int32_t num_experts = 0;                             // of a layer that has them; 0: a dense model
+  std::vector<std::vector<int32_t>> expert_placement;  // by layer, the place of each; empty: its id
   int64_t num_rows = 0;
   std::vector<RankReport> ranks;
   std::map<std::string, double> seconds;  // start, load, generate, gather, total

@@ -49,6 +49,9 @@ enum class ExpertNames : uint8_t {
   kGptOss,   // mlp.experts.{gate_up,down}_proj [experts, in, out] with biases, mlp.router
 };
 
+// By layer, the place of each expert; an empty list: place e is expert e (expert_placement.h).
+using ExpertPlacement = std::vector<std::vector<int32_t>>;
+
 // The routing rule (backend::RouteOptions says what the fields mean) and the experts' shapes.
 struct MoeConfig {
   int32_t num_experts = 0;  // 0: a dense model
@@ -70,6 +73,15 @@ struct MoeConfig {
   backend::Activation activation = backend::Activation::kSilu;
   float swiglu_alpha = 1.702F;
   float swiglu_limit = 7.0F;
+  // Of this run, not of the checkpoint: weights are loaded, routers included, in this order, and
+  // ids on the device are places.
+  ExpertPlacement placement = {};
+
+  int32_t place_of(int32_t layer, int32_t expert) const {
+    const auto at = static_cast<size_t>(layer);
+    if (at >= placement.size() || placement[at].empty()) return expert;
+    return placement[at][static_cast<size_t>(expert)];
+  }
 };
 
 struct ModelConfig {

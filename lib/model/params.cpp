@@ -139,14 +139,14 @@ void add_moe(const ModelConfig& config, int32_t layer, const std::string& prefix
   const std::string at = prefix + names.block;
   const std::string router = at + names.router;
   table.push_back(
-      {router + ".weight", Slot::kRouter, ShardRule::kReplicated, layer, moe.num_experts, hidden});
+      {router + ".weight", Slot::kRouter, ShardRule::kRouterRows, layer, moe.num_experts, hidden});
   if (moe.router_bias) {
     table.push_back(
-        {router + ".bias", Slot::kRouterBias, ShardRule::kReplicated, layer, moe.num_experts, 0});
+        {router + ".bias", Slot::kRouterBias, ShardRule::kRouterRows, layer, moe.num_experts, 0});
   }
   if (moe.correction) {
     table.push_back({router + ".e_score_correction_bias", Slot::kRouterCorrection,
-                     ShardRule::kReplicated, layer, moe.num_experts, 0});
+                     ShardRule::kRouterRows, layer, moe.num_experts, 0});
   }
   add_experts(config, layer, at, table);
   const int64_t shared = moe.shared_intermediate_size;
@@ -299,9 +299,8 @@ bool holds(const ShardOf& shard, const ModelConfig& config, const Parameter& par
   }
   if (parameter.expert >= 0) {
     const Part experts = expert_part(config, shard.ep, shard.ep_rank);
-    if (parameter.expert < experts.begin || parameter.expert >= experts.begin + experts.size) {
-      return false;
-    }
+    const int64_t place = config.moe.place_of(parameter.layer, parameter.expert);
+    if (place < experts.begin || place >= experts.begin + experts.size) return false;
   }
   if (parameter.layer >= 0) {
     return parameter.layer >= shard.stage.begin && parameter.layer < shard.stage.end;
@@ -320,8 +319,10 @@ std::vector<Piece> stacked_pieces(const ModelConfig& config, const Sizes& sizes,
   const int64_t hidden = config.hidden_size;
   const Part& inner = sizes.inner;
   std::vector<Piece> pieces;
-  for (int64_t i = 0; i < sizes.experts.size; ++i) {
-    const int64_t row = (sizes.experts.begin + i) * parameter.rows;
+  for (int32_t e = 0; e < config.moe.num_experts; ++e) {
+    const int64_t i = config.moe.place_of(parameter.layer, e) - sizes.experts.begin;
+    if (i < 0 || i >= sizes.experts.size) continue;
+    const int64_t row = e * parameter.rows;
     switch (parameter.rule) {
       case ShardRule::kExpertGateUpTransposed:
         pieces.push_back({row, 2 * inner.begin, 2 * inner.size, hidden, 0, 1, i, true});
@@ -382,6 +383,13 @@ std::vector<Piece> shard_pieces(const ModelConfig& config, const ShardOf& shard,
       return {Piece{0, sizes.q.begin * dim, parameter.rows, q_rows, 0, 1}};
     case ShardRule::kIntermediateCols:
       return {Piece{0, sizes.intermediate.begin, parameter.rows, sizes.intermediate.size, 0, 1}};
+    case ShardRule::kRouterRows: {
+      std::vector<Piece> pieces;
+      for (int32_t e = 0; e < config.moe.num_experts; ++e) {
+        pieces.push_back(rows(e, 1, config.moe.place_of(parameter.layer, e)));
+      }
+      return pieces;
+    }
     case ShardRule::kQHeads:
       return {rows(sizes.q.begin, sizes.q.size, 0)};
     case ShardRule::kSharedGateRows:
@@ -394,12 +402,12 @@ std::vector<Piece> shard_pieces(const ModelConfig& config, const ShardOf& shard,
     case ShardRule::kExpertUpRows: {
       Piece piece = rows(sizes.inner.begin, sizes.inner.size,
                          parameter.rule == ShardRule::kExpertUpRows ? 1 : 0, 2);
-      piece.expert = parameter.expert - sizes.experts.begin;
+      piece.expert = config.moe.place_of(parameter.layer, parameter.expert) - sizes.experts.begin;
       return {piece};
     }
     case ShardRule::kExpertCols:
       return {Piece{0, sizes.inner.begin, parameter.rows, sizes.inner.size, 0, 1,
-                    parameter.expert - sizes.experts.begin}};
+                    config.moe.place_of(parameter.layer, parameter.expert) - sizes.experts.begin}};
     case ShardRule::kExpertGateUpTransposed:
     case ShardRule::kExpertDownTransposed:
     case ShardRule::kExpertGateUpBiases:

@@ -69,6 +69,7 @@ enum class ShardRule : uint8_t {
   kExpertGateUpTransposed,  // gpt-oss: [experts, hidden, 2 * intermediate], interleaved already
   kExpertDownTransposed,    // gpt-oss: [experts, intermediate, hidden]
   kExpertGateUpBiases,      // [experts, 2 * intermediate]
+  kRouterRows,              // one row an expert, every expert
   kExpertDownBiases,        // [experts, hidden]: where an expert is cut, on TP rank 0 alone
 };
 
