@@ -92,7 +92,8 @@ std::vector<OptionSpec> make_table() {
       "dummy: config.json only, weights drawn from the seed",
       choice(&Options::load_format, {"auto", "dummy"}));
   add(
-      files, "input", "-i", "FILE...", "JSONL files, read as one in the order given",
+      files, "input", "-i", "FILE...",
+      "JSONL files, also .gz and .zst, read as one in the order given; - is stdin",
       [](Options& o, const Values& v) { o.input = v; }, true);
   add(files, "output", "-o", "FILE|-",
       "ordered JSONL; run directory FILE.run beside it; - is stdout", text(&Options::output));

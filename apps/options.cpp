@@ -207,6 +207,9 @@ void validate(const Options& o) {
           "--errors separate needs -o FILE: the error rows go to FILE.errors");
   if (o.command == Command::kCheck || o.command == Command::kTokenize) {
     require(!o.input.empty(), "-i FILE is missing: the JSONL file of rows");
+    require(o.command != Command::kCheck ||
+                std::find(o.input.begin(), o.input.end(), "-") == o.input.end(),
+            "-i -: check reads the rows twice; write them to a file first");
   }
   if (o.command == Command::kTokenize)
     require(!o.output.empty(), "-o FILE is missing (- is stdout)");

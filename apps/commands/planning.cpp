@@ -7,6 +7,7 @@
 #include "lib/core/error.h"
 #include "lib/engine/engine.h"
 #include "lib/io/index.h"
+#include "lib/io/spool.h"
 #include "lib/model/lm_head.h"
 #include "lib/model/transformer.h"
 
@@ -87,7 +88,15 @@ void read_lengths(planner::PlanRequest* request, const Options& options,
                   int64_t default_max_tokens) {
   if (options.input.empty()) return;
   io::IndexOptions index_options;
-  index_options.files = options.input;
+  std::vector<io::Spooled> spooled;
+  for (const std::string& path : options.input) {
+    if (io::needs_spool(path)) {
+      spooled.push_back(io::spool_input(path, "", /*reuse=*/false));
+      index_options.files.push_back(spooled.back().path);
+    } else {
+      index_options.files.push_back(path);
+    }
+  }
   index_options.skip = options.skip;
   index_options.limit = options.limit;
   index_options.prompt_field = options.field;

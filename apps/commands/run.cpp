@@ -64,6 +64,7 @@ job::FormatOptions format_options(const Options& options) {
 job::JobOptions job_options(const Options& options, const Device& device) {
   job::JobOptions job;
   job.input = options.input;
+  job.reuse_spooled = !options.overwrite;
   job.prompt = options.prompt;
   job.output = options.output;
   job.run_dir = run_directory(options);

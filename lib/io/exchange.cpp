@@ -176,7 +176,7 @@ OrderedBlocks broadcast_blocks(const comm::HostComm& leaders, const InputIndex* 
 InputLines::InputLines(const comm::HostComm& leaders, const std::vector<std::string>& paths,
                        const std::vector<int64_t>& expected_bytes, std::vector<Row>* rows,
                        int64_t round_bytes, bool can_read)
-    : paths_(paths) {
+    : names_(paths) {
   try {
     for (size_t i = 0; can_read && i < paths.size(); ++i) {
       files_.push_back(open_input(paths[i]));

@@ -43,14 +43,16 @@ class InputLines {
   // May be called from several threads. Throws Error(kUsage) when the line changed.
   std::string read(const RowEntry& row) const;
   const std::string& path(const RowEntry& row) const {
-    return paths_[static_cast<size_t>(row.file)];
+    return names_[static_cast<size_t>(row.file)];
   }
+  // Names for messages, where they are not the paths.
+  void set_names(std::vector<std::string> names) { names_ = std::move(names); }
   bool copied() const { return copy_.is_open(); }
 
  private:
   void receive_lines(const comm::HostComm& leaders, std::vector<Row>* rows, int64_t round_bytes);
 
-  std::vector<std::string> paths_;
+  std::vector<std::string> names_;
   std::vector<File> files_;
   File copy_;
 };

@@ -10,6 +10,7 @@
 
 #include "lib/core/error.h"
 #include "lib/core/log.h"
+#include "lib/io/spool.h"
 #include "lib/job/json_text.h"
 
 namespace mpinfer::job {
@@ -54,7 +55,13 @@ InputSummary summary_of(const io::InputIndex& index) {
 Session::Session(const JobOptions& options, const comm::HostComm& world,
                  const std::string& prompt_field, int64_t default_max_tokens)
     : options_(options), rank_(world.rank()) {
+  input_names_ = options_.prompt ? std::vector<std::string>{"--prompt"} : options_.input;
   if (world.rank() == 0) index_input(prompt_field, default_max_tokens);
+  std::string paths = nlohmann::json({options_.input, only_root_reads_}).dump();
+  paths = world.scatter(std::vector<std::string>(static_cast<size_t>(world.size()), paths), 0);
+  const auto read = nlohmann::json::parse(paths);
+  options_.input = read[0].get<std::vector<std::string>>();
+  only_root_reads_ = read[1].get<bool>();
   broadcast_record(world, &summary_);
   broadcast_record(world, &first_row_);
   broadcast_numbers(world, &file_bytes_);
@@ -62,6 +69,23 @@ Session::Session(const JobOptions& options, const comm::HostComm& world,
 
 Session::~Session() {
   if (options_.stop != nullptr) options_.stop->set_flush({});
+}
+
+// Rank 0: what cannot be read at any offset goes to the run directory, or to a nameless file that
+// rank 0 alone sees.
+void Session::spool_inputs() {
+  for (size_t i = 0; i < options_.input.size(); ++i) {
+    std::string& path = options_.input[i];
+    if (!io::needs_spool(path)) continue;
+    const std::string target =
+        options_.run_dir.empty() ? "" : fmt::format("{}/input/{}.jsonl", options_.run_dir, i);
+    // A file can be read again, standard input cannot.
+    const bool reuse = options_.reuse_spooled && path == "-";
+    io::Spooled spooled = io::spool_input(path, target, reuse);
+    only_root_reads_ = only_root_reads_ || target.empty();
+    path = std::move(spooled.path);
+    if (spooled.held.is_open()) spooled_.push_back(std::move(spooled.held));
+  }
 }
 
 void Session::index_input(const std::string& prompt_field, int64_t default_max_tokens) {
@@ -73,7 +97,9 @@ void Session::index_input(const std::string& prompt_field, int64_t default_max_t
     append_json_string(&line, *options_.prompt);
     io::write_all(prompt_file_, line + "}\n");
     options_.input = {fmt::format("/proc/self/fd/{}", prompt_file_.fd())};
+    only_root_reads_ = true;
   }
+  spool_inputs();
   io::IndexOptions index_options;
   index_options.files = options_.input;
   index_options.skip = options_.skip;
@@ -125,7 +151,7 @@ io::Opening Session::open(const comm::HostComm& world,
     now.run_id = run_id_;
     now.shard = options_.shard;
     now.num_shards = options_.num_shards;
-    now.input_files = options_.input;
+    now.input_files = input_names_;
     now.input_bytes = summary_.bytes;
     now.input_hash = fmt::format("{:016x}", summary_.hash);
     now.first_row = first_row_;
@@ -226,11 +252,9 @@ void Session::distribute(const comm::Mesh& mesh) {
       io::order_for_admission(&rows_);
     }
     index_ = io::InputIndex();
-    const bool can_read = root || !options_.prompt;
-    std::vector<std::string> paths = options_.input;
-    if (options_.prompt && !root) paths = {"--prompt"};
-    lines_ = std::make_unique<io::InputLines>(mesh.leaders, paths, file_bytes_, &rows_,
-                                              int64_t{32} << 20, can_read);
+    lines_ = std::make_unique<io::InputLines>(mesh.leaders, options_.input, file_bytes_, &rows_,
+                                              int64_t{32} << 20, root || !only_root_reads_);
+    lines_->set_names(input_names_);
     const auto block = static_cast<size_t>(mesh.at.dp);
     num_rows_ = !dynamic                     ? static_cast<int64_t>(rows_.size())
                 : block + 1 < starts_.size() ? starts_[block + 1] - starts_[block]

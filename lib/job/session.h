@@ -34,6 +34,7 @@ namespace mpinfer::job {
 
 struct JobOptions {
   std::vector<std::string> input = {};
+  bool reuse_spooled = true;               // input that an earlier start wrote out
   std::optional<std::string> prompt = {};  // one row instead of input
   std::string output = {};  // "-": standard output; empty with prompt: its text on standard output
   std::string errors_output = {};  // of error rows, where format separates them
@@ -113,6 +114,7 @@ class Session {
   double wait_seconds() const { return wait_seconds_; }  // rank 0, for other replicas
 
  private:
+  void spool_inputs();
   void index_input(const std::string& prompt_field, int64_t default_max_tokens);
   void warn_of_near_misses(const char* when) const;
   std::vector<int32_t> deal(int32_t num_replicas) const;
@@ -135,8 +137,11 @@ class Session {
   const comm::Mesh* mesh_ = nullptr;
   std::vector<SamplingFields> replica_sampling_;
   InputSummary summary_;
-  io::File prompt_file_;  // rank 0, for a prompt without a file
-  io::InputIndex index_;  // rank 0, until it is distributed
+  std::vector<io::File> spooled_;  // rank 0, nameless
+  bool only_root_reads_ = false;
+  std::vector<std::string> input_names_;  // as they were given
+  io::File prompt_file_;                  // rank 0, for a prompt without a file
+  io::InputIndex index_;                  // rank 0, until it is distributed
   std::vector<int64_t> file_bytes_;
   std::vector<int64_t> watched_counts_;  // rank 0
   int64_t first_row_ = 0;
