@@ -258,7 +258,8 @@ struct Bench {
            4.0 * static_cast<double>(rows * vocabulary), 0.0);
   }
 
-  // Router and experts of one layer; skewed: an eighth of the experts is one deviation more popular.
+  // Router and experts of one layer; skewed: an eighth of the experts is one deviation more
+  // popular.
   void experts(int64_t rows, int64_t hidden, int64_t inner, int32_t count, int32_t top_k,
                bool skewed) {
     const Buffer x = random_bf16(rows * hidden, 1.0F);
