@@ -119,7 +119,8 @@ void try_row(const std::string& line, const io::RowEntry& row, const job::Reques
   const auto request = builder.build(0, line);
   if (!request) {
     const std::string output = job::format_refusal(
-        line, {.index = 5, .error = &request.error(), .file = "in", .line = row.line});
+        line, {.index = 5, .error = &request.error(), .file = "in", .line = row.line},
+        {.format = job::OutputFormat::kFlat});
     const auto json = nlohmann::json::parse(output);
     CHECK(json.at("error").at("code") == request.error().code);
     CHECK(json.at("index") == 5);
@@ -127,10 +128,17 @@ void try_row(const std::string& line, const io::RowEntry& row, const job::Reques
   }
   CHECK(request->sampling.max_tokens >= 1);
   CHECK(!request->prompt_token_ids.empty());
-  const std::string text = line.substr(0, 50);
+  // As n of them, each with the prompt's ids as its tokens.
+  Completion completion;
+  completion.index = 5;
+  completion.token_ids = request->prompt_token_ids;
+  const auto samples = static_cast<size_t>(request->sampling.n);
   const std::string output = job::format_answer(
       line,
-      {.index = 5, .output = &text, .stop_reason = {}, .token_ids = &request->prompt_token_ids});
+      {.index = 5,
+       .samples = std::vector<job::SampleAnswer>(samples, {&completion, line.substr(0, 50)}),
+       .sampling = &request->sampling},
+      {.format = job::OutputFormat::kFlat, .token_ids = true});
   CHECK(output.find('\n') == std::string::npos);
   check_passed_on(line, output);
 }
