@@ -170,6 +170,10 @@ std::vector<OptionSpec> make_table() {
   add(engine, "enable-prefix-caching", "", "on|off",
       "share the KV of prompts that begin alike (default: on)",
       [](Options& o, const Values& v) { o.prefix_caching = parse_switch(v.back()); });
+  add(engine, "deterministic", "", "",
+      "CUDA: one kernel for rows of every batch, so that answers do not depend on dp, order or "
+      "restarts; slower",
+      on(&Options::deterministic));
   add(engine, "threads", "", "N", "CPU threads of a rank (default: its share of the node's cores)",
       small(&Options::threads, 1, 1024));
   add(engine, "simd", "", "TARGET", "SIMD target (default: the best that all ranks have)",

@@ -38,6 +38,7 @@ struct Options {
   double gpu_memory_utilization = 0.94;
   int64_t kv_cache_memory_bytes = 0;
   bool prefix_caching = true;
+  bool deterministic = false;
   int threads = 0;  // 0: this rank's share
   std::string simd;
   std::string partition = "balanced";

@@ -68,28 +68,48 @@ struct AttentionArgs {
   const float* sinks = nullptr;
   float softcap = 0.0F;
 };
-// Partial results of split decode: num_splits > 1 needs floats of decode_scratch_floats() and one
-// zeroed counter a (sequence, KV head); the kernel leaves the counters zero.
-struct DecodeSplits {
+// Decode sequences that begin with the same num_tokens tokens in the same blocks.
+struct PrefixGroup {  // laid out like backend::PrefixGroup
+  int32_t first_sequence, num_sequences, num_tokens, reserved;
+};
+// A part of a row's context leaves unnormalised sums: for a (sequence, KV head) `parts` pieces of
+// partial_floats, those of the prefix first: [group][head_dim] sums, [group] highest scores (in
+// units of log2), [group] totals.
+constexpr int64_t partial_floats(int32_t group, int32_t head_dim) {
+  return int64_t{group} * (head_dim + 2);
+}
+// How decode rows' contexts are cut. Own tokens in num_splits > 1 pieces need one zeroed counter a
+// (sequence, KV head); the kernel leaves the counters zero.
+struct DecodePlan {
   int32_t num_splits = 1;
   int32_t tokens_per_split = 0;  // a multiple of 16
-  float* partial = nullptr;
   int32_t* counters = nullptr;
+  int32_t num_groups = 0;  // of sequences with a common prefix; the rest of these is for them
+  int32_t most_sequences = 0;
+  const PrefixGroup* groups = nullptr;
+  const int32_t* prefix_lens = nullptr;  // [sequences]: tokens of the group's prefix, or 0
+  int32_t prefix_splits = 0;
+  int32_t tokens_per_prefix_split = 0;  // a multiple of 64
+  float* partial = nullptr;
+  __host__ __device__ int32_t num_parts() const {
+    return prefix_splits + (num_splits > 1 ? num_splits : 0);
+  }
 };
-int64_t decode_scratch_floats(int64_t sequences, int32_t kv_heads, int32_t head_dim,
-                              int32_t num_splits);
 // Whether the tensor-core kernels take these sizes (16-bit types, head dim 64 or 128, block size a
 // multiple of 16, rows aligned to 16 bytes); attention_any takes everything else.
 bool attention_is_fast(const AttentionArgs& args);
-// Sequences [0, sequences): one row each, group <= 8.
+// Sequences [0, sequences): one row each, group <= 8. Behind a prefix that has been computed.
 void attention_decode(cudaStream_t stream, const AttentionArgs& args, int32_t sequences,
-                      const DecodeSplits& splits);
+                      const DecodePlan& plan);
 // Sequences [first, first + sequences) with up to max_rows rows.
 void attention_prefill(cudaStream_t stream, const AttentionArgs& args, int32_t first,
                        int32_t sequences, int32_t max_rows);
 // The same on devices of compute capability 9.x alone.
 void attention_prefill_hopper(cudaStream_t stream, const AttentionArgs& args, int32_t first,
                               int32_t sequences, int32_t max_rows);
+// The prefixes of groups of decode sequences, into partial.
+void attention_prefix_hopper(cudaStream_t stream, const AttentionArgs& args,
+                             const DecodePlan& plan);
 void attention_any(cudaStream_t stream, const AttentionArgs& args, int32_t first, int32_t sequences,
                    int32_t max_rows);
 

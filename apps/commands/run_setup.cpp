@@ -205,6 +205,7 @@ Device open_device(const Options& options, const comm::HostComm& world) {
     cuda.device = host.rank();
     if (options.dtype == "float32") cuda.activation_dtype = DType::kF32;
     if (options.dtype == "float16") cuda.activation_dtype = DType::kF16;
+    cuda.deterministic = options.deterministic;
     device.backend = backend::make_cuda_backend(cuda);
     // What the context, the backend's own workspaces and other processes hold is gone already.
     const backend::MemoryInfo info = device.backend->memory_info();

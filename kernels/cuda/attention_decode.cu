@@ -3,7 +3,8 @@
 // their own, each with its own ring of asynchronous copies; all query heads of the KV head at once
 // on tensor cores. The products are turned round (S^T = K Q^T, O^T = V^T P^T): tokens and head_dim
 // fill the 16 rows of an mma, the up to 8 query heads its 8 columns. Splits of a long context leave
-// partial sums; the block that comes last merges them in the order of the splits.
+// partial sums; the block that comes last merges them in the order of the splits, behind those that
+// attention_prefix_hopper left of a prefix.
 #include "kernels/cuda/device/mma.cuh"
 
 namespace mpinfer::kernels::cuda {
@@ -27,19 +28,25 @@ constexpr int shared_bytes() {
   return kWarps * stages<D>() * 2 * tile_bytes<D>();
 }
 
-// Of a split: [kColumns][D] sums, [kColumns] maxima, [kColumns] totals.
-template <int D>
-constexpr int partial_floats() {
-  return kColumns * (D + 2);
-}
-
+// Of one (query head, d).
 struct Merged {
-  float highest;
-  float total;
+  float highest = -INFINITY;
+  float total = 0.0F;
+  float sum = 0.0F;
+
+  __device__ void add(float other_highest, float other_total, float other_sum) {
+    const float top = fmaxf(highest, other_highest);
+    if (top == -INFINITY) return;
+    const float factor = exp2_fast(highest - top);
+    const float other_factor = exp2_fast(other_highest - top);
+    total = total * factor + other_total * other_factor;
+    sum = sum * factor + other_sum * other_factor;
+    highest = top;
+  }
 };
 
 template <class T, int D>
-__global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, DecodeSplits splits) {
+__global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, DecodePlan plan) {
   constexpr int kStages = stages<D>();
   constexpr int kChunksPerRow = D / 8;  // of 16 bytes
   constexpr int kCopies = kTile * kChunksPerRow / 32;
@@ -54,9 +61,10 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, Decod
   const int lane = static_cast<int>(threadIdx.x) % 32;
   wait_for_previous();
   const int context = a.context_lens[sequence];
+  const int prefix = plan.num_groups == 0 ? 0 : plan.prefix_lens[sequence];
   const int first_visible = a.window > 0 ? max(0, context - a.window) : 0;
-  const int begin = split * splits.tokens_per_split;
-  const int end = splits.num_splits == 1 ? context : min(context, begin + splits.tokens_per_split);
+  const int begin = prefix + split * plan.tokens_per_split;
+  const int end = plan.num_splits == 1 ? context : min(context, begin + plan.tokens_per_split);
   const int64_t row = a.cu_seqlens_q[sequence];
   const int first_tile = max(begin, first_visible) / kTile;
   const int num_tiles = (end + kTile - 1) / kTile - first_tile;  // of the whole block; may be <= 0
@@ -217,105 +225,80 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, Decod
     }
   }
   __syncthreads();
-  const bool whole = splits.num_splits == 1;
-  float* partial = nullptr;
-  if (!whole) {
-    partial = splits.partial +
-              ((int64_t{sequence} * a.num_kv_heads + kv_head) * splits.num_splits + split) *
-                  partial_floats<D>();
-  }
-  const auto store = [&](int g, int d, float value, const Merged& merged) {
-    float sum_of_weights = merged.total;
-    if (a.sinks != nullptr) {
-      const float sink = a.sinks[kv_head * a.group + g] * kLog2E;
-      const float top = fmaxf(sink, merged.highest);
-      const float factor = exp2_fast(merged.highest - top);
-      value *= factor;
-      sum_of_weights = sum_of_weights * factor + exp2_fast(sink - top);
+  const bool whole = plan.num_splits == 1;
+  const auto piece = static_cast<int>(partial_floats(a.group, D));
+  float* pieces =
+      plan.partial + (int64_t{sequence} * a.num_kv_heads + kv_head) * plan.num_parts() * piece;
+  const auto take_pieces = [&](Merged& merged, int g, int d, int first, int count) {
+    for (int n = first; n < first + count; ++n) {
+      const float* one = pieces + n * piece;
+      merged.add(__ldcg(one + a.group * D + g), __ldcg(one + a.group * (D + 1) + g),
+                 __ldcg(one + g * D + d));
     }
+  };
+  const int prefix_splits = prefix > 0 ? plan.prefix_splits : 0;
+  const auto store = [&](int g, int d, Merged merged) {
+    if (a.sinks != nullptr) merged.add(a.sinks[kv_head * a.group + g] * kLog2E, 1.0F, 0.0F);
     static_cast<T*>(a.out.data)[row * a.out.stride + (int64_t{kv_head} * a.group + g) * D + d] =
-        from_float<T>(value / sum_of_weights);
+        from_float<T>(merged.sum / merged.total);
   };
   for (int i = static_cast<int>(threadIdx.x); i < a.group * D; i += kThreads) {
     const int g = i / D;
     const int d = i % D;
-    Merged merged{-INFINITY, 0.0F};
-#pragma unroll
-    for (int w = 0; w < kWarps; ++w) merged.highest = fmaxf(merged.highest, maxima[w][g]);
-    const float base = merged.highest == -INFINITY ? 0.0F : merged.highest;
-    float value = 0.0F;
+    Merged merged;
+    if (whole) take_pieces(merged, g, d, 0, prefix_splits);
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      const float factor = exp2_fast(maxima[w][g] - base);
-      merged.total += factor * totals[w][g];
-      value += factor * sums[(w * kColumns + g) * (D + 4) + d];
+      merged.add(maxima[w][g], totals[w][g], sums[(w * kColumns + g) * (D + 4) + d]);
     }
     if (whole) {
-      store(g, d, value, merged);
+      store(g, d, merged);
     } else {
-      partial[g * D + d] = value;
+      float* mine = pieces + (plan.prefix_splits + split) * piece;
+      mine[g * D + d] = merged.sum;
       if (d == 0) {
-        partial[kColumns * D + g] = merged.highest;
-        partial[kColumns * (D + 1) + g] = merged.total;
+        mine[a.group * D + g] = merged.highest;
+        mine[a.group * (D + 1) + g] = merged.total;
       }
     }
   }
   if (whole) return;
   __threadfence();
   __syncthreads();
-  int32_t* counter = splits.counters + int64_t{sequence} * a.num_kv_heads + kv_head;
-  if (threadIdx.x == 0) last_here = atomicAdd(counter, 1) == splits.num_splits - 1 ? 1 : 0;
+  int32_t* counter = plan.counters + int64_t{sequence} * a.num_kv_heads + kv_head;
+  if (threadIdx.x == 0) last_here = atomicAdd(counter, 1) == plan.num_splits - 1 ? 1 : 0;
   __syncthreads();
   if (last_here == 0) return;
   __threadfence();
   if (threadIdx.x == 0) *counter = 0;
-  const float* all = splits.partial + (int64_t{sequence} * a.num_kv_heads + kv_head) *
-                                          splits.num_splits * partial_floats<D>();
   for (int i = static_cast<int>(threadIdx.x); i < a.group * D; i += kThreads) {
-    const int g = i / D;
-    const int d = i % D;
-    Merged merged{-INFINITY, 0.0F};
-    for (int n = 0; n < splits.num_splits; ++n) {
-      merged.highest =
-          fmaxf(merged.highest, __ldcg(all + n * partial_floats<D>() + kColumns * D + g));
-    }
-    const float base = merged.highest == -INFINITY ? 0.0F : merged.highest;
-    float value = 0.0F;
-    for (int n = 0; n < splits.num_splits; ++n) {
-      const float* one = all + n * partial_floats<D>();
-      const float factor = exp2_fast(__ldcg(one + kColumns * D + g) - base);
-      merged.total += factor * __ldcg(one + kColumns * (D + 1) + g);
-      value += factor * __ldcg(one + g * D + d);
-    }
-    store(g, d, value, merged);
+    Merged merged;
+    take_pieces(merged, i / D, i % D, 0, prefix_splits);
+    take_pieces(merged, i / D, i % D, plan.prefix_splits, plan.num_splits);
+    store(i / D, i % D, merged);
   }
 }
 
 template <class T, int D>
 void launch_decode(cudaStream_t stream, const AttentionArgs& args, int32_t sequences,
-                   const DecodeSplits& splits) {
+                   const DecodePlan& plan) {
   static_assert(kWarps * kColumns * (D + 4) * 4 <= shared_bytes<D>());
   static const cudaError_t raised = cudaFuncSetAttribute(
       decode_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<D>());
   static_cast<void>(raised);
-  const dim3 grid(static_cast<unsigned>(splits.num_splits),
-                  static_cast<unsigned>(args.num_kv_heads), static_cast<unsigned>(sequences));
-  launch(decode_kernel<T, D>, grid, kThreads, shared_bytes<D>(), stream, args, splits);
+  const dim3 grid(static_cast<unsigned>(plan.num_splits), static_cast<unsigned>(args.num_kv_heads),
+                  static_cast<unsigned>(sequences));
+  launch(decode_kernel<T, D>, grid, kThreads, shared_bytes<D>(), stream, args, plan);
 }
 
 template <class T>
 void choose_dim(cudaStream_t stream, const AttentionArgs& args, int32_t sequences,
-                const DecodeSplits& splits) {
-  if (args.head_dim == 128) return launch_decode<T, 128>(stream, args, sequences, splits);
-  launch_decode<T, 64>(stream, args, sequences, splits);
+                const DecodePlan& plan) {
+  if (args.head_dim == 128) return launch_decode<T, 128>(stream, args, sequences, plan);
+  launch_decode<T, 64>(stream, args, sequences, plan);
 }
 
 }  // namespace
-
-int64_t decode_scratch_floats(int64_t sequences, int32_t kv_heads, int32_t head_dim,
-                              int32_t num_splits) {
-  return sequences * kv_heads * num_splits * kColumns * (head_dim + 2);
-}
 
 bool attention_is_fast(const AttentionArgs& args) {
   const bool dims = args.head_dim == 64 || args.head_dim == 128;
@@ -327,9 +310,9 @@ bool attention_is_fast(const AttentionArgs& args) {
 }
 
 void attention_decode(cudaStream_t stream, const AttentionArgs& args, int32_t sequences,
-                      const DecodeSplits& splits) {
-  if (args.q.dtype == ElementType::kBF16) return choose_dim<bf16>(stream, args, sequences, splits);
-  choose_dim<__half>(stream, args, sequences, splits);
+                      const DecodePlan& plan) {
+  if (args.q.dtype == ElementType::kBF16) return choose_dim<bf16>(stream, args, sequences, plan);
+  choose_dim<__half>(stream, args, sequences, plan);
 }
 
 }  // namespace mpinfer::kernels::cuda

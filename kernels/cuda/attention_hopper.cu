@@ -1,7 +1,10 @@
-// Attention of prefill chunks on sm_90a: 128 rows of one query head a block, two warpgroups of 64
+// Attention of many rows over the same tokens on sm_90a: 128 rows a block, two warpgroups of 64
 // rows, K and V in tiles of 64 tokens through two stages; both products by wgmma, online softmax in
-// registers (Shah et al., "FlashAttention-3", 2024, without its producer warps). The same arguments
-// and results as attention_prefill.cu, which other devices use.
+// registers (Shah et al., "FlashAttention-3", 2024, without its producer warps). Two uses. Prefill
+// chunks: rows are those of one query head, each sees the tokens up to its own; the same arguments
+// and results as attention_prefill.cu, which other devices use. Prefix groups of decode rows: rows
+// are (member, query head of the KV head), all see all tokens of the shared prefix; what comes out
+// are partial sums that decode attention merges with those of a member's own tokens.
 #include "kernels/cuda/device/warpgroup.cuh"
 
 namespace mpinfer::kernels::cuda {
@@ -28,32 +31,72 @@ __device__ inline uint32_t place(int row, int chunk) {
                                ((chunk % 8) ^ (row & 7)) * 16);
 }
 
+// What a block works on.
+template <class T>
+struct Task {
+  int sequence;  // whose block table
+  int kv_head;
+  int rows;         // that there are
+  int row0;         // the first of this block's
+  int begin_token;  // tokens that any of them sees: [begin_token, end_token)
+  int end_token;
+  const T* q;
+  int64_t q_stride;
+};
+
 template <class T, int D>
+__device__ Task<T> chunk_task(const AttentionArgs& a, int32_t first_sequence) {
+  Task<T> task{};
+  const int head = static_cast<int>(blockIdx.y);
+  task.sequence = first_sequence + static_cast<int>(blockIdx.z);
+  task.kv_head = head / a.group;
+  const int first_row = a.cu_seqlens_q[task.sequence];
+  task.rows = a.cu_seqlens_q[task.sequence + 1] - first_row;
+  // The longest tasks, at the end of a chunk, start first.
+  task.row0 = ((task.rows + kRows - 1) / kRows - 1 - static_cast<int>(blockIdx.x)) * kRows;
+  const int context = a.context_lens[task.sequence];
+  const int position0 = context - task.rows + task.row0;
+  task.begin_token = a.window > 0 ? max(0, position0 - a.window + 1) : 0;
+  task.end_token = min(context, position0 + kRows);
+  task.q = static_cast<const T*>(a.q.data) + first_row * a.q.stride + int64_t{head} * D;
+  task.q_stride = a.q.stride;
+  return task;
+}
+
+template <class T, int D>
+__device__ Task<T> prefix_task(const AttentionArgs& a, const DecodePlan& plan) {
+  Task<T> task{};
+  const PrefixGroup group = plan.groups[blockIdx.z];
+  task.sequence = group.first_sequence;
+  task.kv_head = static_cast<int>(blockIdx.y);
+  task.rows = group.num_sequences * a.group;
+  task.row0 = static_cast<int>(blockIdx.x) / plan.prefix_splits * kRows;
+  const int split = static_cast<int>(blockIdx.x) % plan.prefix_splits;
+  task.begin_token = split * plan.tokens_per_prefix_split;
+  task.end_token = min(group.num_tokens, task.begin_token + plan.tokens_per_prefix_split);
+  task.q = static_cast<const T*>(a.q.data) + group.first_sequence * a.q.stride +
+           int64_t{task.kv_head} * a.group * D;
+  task.q_stride = a.q.stride;
+  return task;
+}
+
+template <class T, int D, bool kPrefix>
 __global__ void __launch_bounds__(kThreads, 2)
-    hopper_kernel(AttentionArgs a, int32_t first_sequence) {
+    hopper_kernel(AttentionArgs a, int32_t first_sequence, DecodePlan plan) {
   constexpr int kChunks = D / 8;  // of 16 bytes a row
   constexpr int kRowsAPass = kThreads / kChunks;
   constexpr int kPanels = panels<D>();
   extern __shared__ char shared[];
-  const int head = static_cast<int>(blockIdx.y);
-  const int sequence = first_sequence + static_cast<int>(blockIdx.z);
   const int thread = static_cast<int>(threadIdx.x);
   const int group = thread / 128;
   const int warp = thread / 32 % 4;
   const int lane = thread % 32;
   wait_for_previous();
-  const int first_row = a.cu_seqlens_q[sequence];
-  const int rows = a.cu_seqlens_q[sequence + 1] - first_row;
-  // The longest tasks, at the end of a chunk, start first.
-  const int tile = (rows + kRows - 1) / kRows - 1 - static_cast<int>(blockIdx.x);
-  if (tile < 0) return;
-  const int context = a.context_lens[sequence];
-  const int row0 = tile * kRows;
-  const int position0 = context - rows + row0;
-  const int last_position = min(context - 1, position0 + kRows - 1);
-  const int first_visible = a.window > 0 ? max(0, position0 - a.window + 1) : 0;
-  const int kv_head = head / a.group;
-  const int32_t* table = a.block_table + sequence * a.block_table_stride;
+  const Task<T> task = kPrefix ? prefix_task<T, D>(a, plan) : chunk_task<T, D>(a, first_sequence);
+  if (task.row0 < 0 || task.row0 >= task.rows) return;
+  // Of row0, where rows are tokens.
+  const int position0 = kPrefix ? 0 : a.context_lens[task.sequence] - task.rows + task.row0;
+  const int32_t* table = a.block_table + task.sequence * a.block_table_stride;
   const uint32_t q_at = (shared_address(shared) + 1023U) & ~1023U;
   const uint32_t ring = q_at + kGroups * kPanels * kPanelBytes;
 
@@ -61,15 +104,16 @@ __global__ void __launch_bounds__(kThreads, 2)
   const int pass_row = thread / kChunks;
 #pragma unroll
   for (int r = pass_row; r < kRows; r += kRowsAPass) {
-    const T* from = static_cast<const T*>(a.q.data) + (int64_t{first_row} + row0 + r) * a.q.stride +
-                    int64_t{head} * D + chunk * 8;
+    const int row = task.row0 + r;
+    const T* from = kPrefix ? task.q + row / a.group * task.q_stride + row % a.group * D
+                            : task.q + row * task.q_stride;
     copy_async(q_at + static_cast<uint32_t>(r / 64 * kPanels * kPanelBytes) + place(r % 64, chunk),
-               from, row0 + r < rows);
+               from + chunk * 8, row < task.rows);
   }
-  const T* k_base = static_cast<const T*>(a.k) + kv_head * a.head_stride + chunk * 8;
-  const T* v_base = static_cast<const T*>(a.v) + kv_head * a.head_stride + chunk * 8;
-  const int first_tile = first_visible / kTokens;
-  const int end_tile = last_position / kTokens + 1;
+  const T* k_base = static_cast<const T*>(a.k) + task.kv_head * a.head_stride + chunk * 8;
+  const T* v_base = static_cast<const T*>(a.v) + task.kv_head * a.head_stride + chunk * 8;
+  const int first_tile = task.begin_token / kTokens;
+  const int end_tile = (task.end_token + kTokens - 1) / kTokens;
   // Block numbers of the next tile to fetch: asked for a tile early, so that no copy waits for
   // them.
   constexpr int kPasses = kTokens / kRowsAPass;
@@ -80,7 +124,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       const int token = t * kTokens + pass_row + i * kRowsAPass;
       const int entry = token / a.block_size;
       // Blocks that a window has left behind have no entry.
-      blocks[i] = token < context && entry >= first_visible / a.block_size ? table[entry] : -1;
+      blocks[i] =
+          token < task.end_token && entry >= task.begin_token / a.block_size ? table[entry] : -1;
     }
   };
   const auto fetch = [&](int t) {
@@ -122,7 +167,8 @@ __global__ void __launch_bounds__(kThreads, 2)
     __syncthreads();
     const uint32_t k_tile = ring + static_cast<uint32_t>(t % kStages * 2 * kPanels * kPanelBytes);
     const uint32_t v_tile = k_tile + kPanels * kPanelBytes;
-    if (t * kTokens <= group_last) {
+    const bool mine = kPrefix ? task.row0 + group * 64 < task.rows : t * kTokens <= group_last;
+    if (mine) {
       float s[kTokens / 8][4];
       warpgroup_arrive();
 #pragma unroll
@@ -133,8 +179,9 @@ __global__ void __launch_bounds__(kThreads, 2)
       }
       warpgroup_commit();
       warpgroup_wait<0>();
-      const bool all_visible = (t + 1) * kTokens - 1 <= group_first &&
-                               (a.window == 0 || t * kTokens > group_last - a.window);
+      const bool all_visible = kPrefix ? (t + 1) * kTokens <= task.end_token
+                                       : (t + 1) * kTokens - 1 <= group_first &&
+                                             (a.window == 0 || t * kTokens > group_last - a.window);
       if (a.softcap > 0.0F) {
 #pragma unroll
         for (int n = 0; n < kTokens / 8; ++n) {
@@ -151,8 +198,10 @@ __global__ void __launch_bounds__(kThreads, 2)
           for (int e = 0; e < 4; ++e) {
             const int token = t * kTokens + n * 8 + lane % 4 * 2 + e % 2;
             const int position = my_position + e / 2 * 8;
-            if (token > position || (a.window > 0 && token <= position - a.window))
-              s[n][e] = -INFINITY;
+            const bool visible =
+                kPrefix ? token < task.end_token
+                        : token <= position && (a.window == 0 || token > position - a.window);
+            if (!visible) s[n][e] = -INFINITY;
           }
         }
       }
@@ -206,8 +255,26 @@ __global__ void __launch_bounds__(kThreads, 2)
   for (int h = 0; h < 2; ++h) {
     total[h] += __shfl_xor_sync(0xffffffffU, total[h], 1);
     total[h] += __shfl_xor_sync(0xffffffffU, total[h], 2);
-    const int r = row0 + group * 64 + warp * 16 + lane / 4 + h * 8;
-    if (r >= rows) continue;
+    const int r = task.row0 + group * 64 + warp * 16 + lane / 4 + h * 8;
+    if (r >= task.rows) continue;
+    if constexpr (kPrefix) {
+      const int g = r % a.group;
+      float* to = plan.partial +
+                  ((int64_t{task.sequence} + r / a.group) * a.num_kv_heads + task.kv_head) *
+                      plan.num_parts() * partial_floats(a.group, D) +
+                  static_cast<int>(blockIdx.x) % plan.prefix_splits * partial_floats(a.group, D);
+#pragma unroll
+      for (int n = 0; n < D / 8; ++n) {
+        *reinterpret_cast<float2*>(to + g * D + n * 8 + lane % 4 * 2) =
+            make_float2(o[n][2 * h], o[n][2 * h + 1]);
+      }
+      if (lane % 4 == 0) {
+        to[a.group * D + g] = highest[h];
+        to[a.group * (D + 1) + g] = total[h];
+      }
+      continue;
+    }
+    const int head = static_cast<int>(blockIdx.y);
     float factor = 1.0F;
     if (a.sinks != nullptr) {
       const float sink = a.sinks[head] * kLog2E;
@@ -216,8 +283,8 @@ __global__ void __launch_bounds__(kThreads, 2)
       total[h] = total[h] * factor + exp2_fast(sink - top);
     }
     factor /= total[h];
-    T* to =
-        static_cast<T*>(a.out.data) + (int64_t{first_row} + r) * a.out.stride + int64_t{head} * D;
+    T* to = static_cast<T*>(a.out.data) +
+            (int64_t{a.cu_seqlens_q[task.sequence]} + r) * a.out.stride + int64_t{head} * D;
 #pragma unroll
     for (int n = 0; n < D / 8; ++n) {
       *reinterpret_cast<uint32_t*>(to + n * 8 + lane % 4 * 2) =
@@ -226,32 +293,44 @@ __global__ void __launch_bounds__(kThreads, 2)
   }
 }
 
-template <class T, int D>
-void launch_hopper(cudaStream_t stream, const AttentionArgs& args, int32_t first, int32_t sequences,
-                   int32_t max_rows) {
+template <class T, int D, bool kPrefix>
+void launch_hopper(cudaStream_t stream, const AttentionArgs& args, const dim3& grid, int32_t first,
+                   const DecodePlan& plan) {
   static const cudaError_t raised = cudaFuncSetAttribute(
-      hopper_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<D>());
+      hopper_kernel<T, D, kPrefix>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<D>());
   static_cast<void>(raised);
-  const dim3 grid(blocks_for(max_rows, kRows),
-                  static_cast<unsigned>(args.num_kv_heads * args.group),
-                  static_cast<unsigned>(sequences));
-  launch(hopper_kernel<T, D>, grid, kThreads, shared_bytes<D>(), stream, args, first);
+  launch(hopper_kernel<T, D, kPrefix>, grid, kThreads, shared_bytes<D>(), stream, args, first,
+         plan);
 }
 
-template <class T>
-void choose_dim(cudaStream_t stream, const AttentionArgs& args, int32_t first, int32_t sequences,
-                int32_t max_rows) {
-  if (args.head_dim == 128) return launch_hopper<T, 128>(stream, args, first, sequences, max_rows);
-  launch_hopper<T, 64>(stream, args, first, sequences, max_rows);
+template <bool kPrefix>
+void choose_kernel(cudaStream_t stream, const AttentionArgs& args, const dim3& grid, int32_t first,
+                   const DecodePlan& plan) {
+  const bool wide = args.head_dim == 128;
+  if (args.q.dtype == ElementType::kBF16) {
+    return wide ? launch_hopper<bf16, 128, kPrefix>(stream, args, grid, first, plan)
+                : launch_hopper<bf16, 64, kPrefix>(stream, args, grid, first, plan);
+  }
+  wide ? launch_hopper<__half, 128, kPrefix>(stream, args, grid, first, plan)
+       : launch_hopper<__half, 64, kPrefix>(stream, args, grid, first, plan);
 }
 
 }  // namespace
 
 void attention_prefill_hopper(cudaStream_t stream, const AttentionArgs& args, int32_t first,
                               int32_t sequences, int32_t max_rows) {
-  if (args.q.dtype == ElementType::kBF16)
-    return choose_dim<bf16>(stream, args, first, sequences, max_rows);
-  choose_dim<__half>(stream, args, first, sequences, max_rows);
+  const dim3 grid(blocks_for(max_rows, kRows),
+                  static_cast<unsigned>(args.num_kv_heads * args.group),
+                  static_cast<unsigned>(sequences));
+  choose_kernel<false>(stream, args, grid, first, {});
+}
+
+void attention_prefix_hopper(cudaStream_t stream, const AttentionArgs& args,
+                             const DecodePlan& plan) {
+  const dim3 grid(blocks_for(int64_t{plan.most_sequences} * args.group, kRows) *
+                      static_cast<unsigned>(plan.prefix_splits),
+                  static_cast<unsigned>(args.num_kv_heads), static_cast<unsigned>(plan.num_groups));
+  choose_kernel<true>(stream, args, grid, 0, plan);
 }
 
 }  // namespace mpinfer::kernels::cuda

@@ -1,6 +1,7 @@
 // Grouped products of the experts on sm_90a. Blocks stay and walk tiles of 128 sorted rows by 256
 // outputs; a producer warpgroup gathers rows by cp.async and fetches each weight tile, one run of
-// memory, by one bulk copy, through a ring of four stages; two consumer warpgroups of 64 rows
+// memory, by one bulk copy, through a ring of four stages (a stage is full when its copies have
+// landed: no thread waits for them); two consumer warpgroups of 64 rows
 // multiply by wgmma and finish a tile (gate, bias, scatter to choices) while the producer is
 // already on the next. The same arguments and results as expert_product, which other devices use.
 #include "kernels/cuda/device/experts.cuh"
@@ -13,7 +14,6 @@ constexpr int kConsumers = 2;
 constexpr int kThreads = 128 * (1 + kConsumers);
 constexpr int kRows = 64 * kConsumers;
 constexpr int kStages = 4;
-constexpr int kLag = 2;  // steps that gathered rows have to arrive
 constexpr uint32_t kABytes = kRows * 128;
 constexpr uint32_t kBBytes = static_cast<uint32_t>(kExpertTileRows) * 128;
 constexpr uint32_t kStageBytes = kABytes + kBBytes;
@@ -65,14 +65,6 @@ __device__ void produce(const ExpertProduct& a, const Shared& shared, int tiles,
   const int first_row = thread / 8;
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
   Ring ring;
-  Ring arrived;
-  int pending = 0;
-  const auto arrive = [&] {
-    fence_shared_writes();
-    barrier_arrive(shared.full(arrived.stage));
-    arrived.advance();
-    --pending;
-  };
   for (int t = static_cast<int>(blockIdx.x); t < tiles; t += static_cast<int>(gridDim.x)) {
     const Tile tile = tile_at(a, t, column_tiles);
     const T* rows[kPasses];
@@ -102,16 +94,10 @@ __device__ void produce(const ExpertProduct& a, const Shared& shared, int tiles,
                      valid);
         }
       }
-      commit_copies();
+      arrive_with_copies(shared.full(ring.stage));
       ring.advance();
-      if (++pending > kLag) {
-        wait_copies<kLag>();
-        arrive();
-      }
     }
   }
-  wait_copies<0>();
-  while (pending > 0) arrive();
 }
 
 // Four lanes hold the columns of a row two by two; lane q gets the whole of group first + q.
@@ -213,6 +199,7 @@ __device__ void consume(const ExpertProduct& a, const Shared& shared, int tiles,
     int before = 0;  // the stage of the step before
     for (int k = 0; k < panels; ++k) {
       barrier_wait(shared.full(ring.stage), ring.phase);
+      fence_shared_writes();
       const uint32_t a_at = shared.a(ring.stage) + static_cast<uint32_t>(group) * 8192;
       const uint32_t b_at = shared.b(ring.stage);
       warpgroup_arrive();
@@ -229,6 +216,7 @@ __device__ void consume(const ExpertProduct& a, const Shared& shared, int tiles,
     }
     warpgroup_wait<0>();
     if (lane == 0) barrier_arrive(shared.empty(before));
+    if (group * 64 + warp * 16 >= tile.rows) continue;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
       const int r = group * 64 + warp * 16 + lane / 4 + h * 8;

@@ -67,6 +67,15 @@ struct KvView {
   int32_t head_dim = 0;
 };
 
+// Decode sequences [first_sequence, first_sequence + num_sequences) whose contexts begin with the
+// same num_tokens tokens, whole blocks that are the same in their block tables.
+struct PrefixGroup {
+  int32_t first_sequence = 0;
+  int32_t num_sequences = 0;
+  int32_t num_tokens = 0;
+  int32_t reserved = 0;
+};
+
 // Rows of a mixed batch: sequence s owns rows [cu_seqlens_q[s], cu_seqlens_q[s+1]), which are the
 // last tokens of its context_lens[s] tokens. Sequences with one row (decode) come first.
 struct AttentionBatch {
@@ -76,6 +85,10 @@ struct AttentionBatch {
   const int32_t* context_lens = nullptr;  // [num_sequences], this step's rows included
   const int32_t* block_table = nullptr;  // [num_sequences, block_table_stride], -1 = freed (window)
   int64_t block_table_stride = 0;
+  // Prefixes that a backend may read once for all members; disjoint, ascending; may be none.
+  const PrefixGroup* prefix_groups = nullptr;
+  const int32_t* prefix_lens = nullptr;  // [num_decodes]: num_tokens of the group, or 0
+  std::span<const PrefixGroup> host_prefix_groups;
   std::span<const int32_t> host_cu_seqlens_q;
   std::span<const int32_t> host_context_lens;
 };

@@ -10,6 +10,8 @@ namespace mpinfer::backend {
 struct CudaOptions {
   int device = 0;                         // CUDA device of this process
   DType activation_dtype = DType::kBF16;  // kBF16, kF16 or kF32
+  // A row's bits depend on its own tokens alone, at the cost of speed: no kernel is chosen by the
+  // size of a batch.
   bool deterministic = false;
 };
 

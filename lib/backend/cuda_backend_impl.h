@@ -99,8 +99,10 @@ class CudaBackend final : public Backend {
   cudaStream_t stream_of(Stream stream) const { return streams_[static_cast<size_t>(stream)]; }
 
  private:
-  void decode(Stream stream, const kernels::cuda::AttentionArgs& args, int32_t sequences,
-              int64_t longest);
+  void decode(Stream stream, const kernels::cuda::AttentionArgs& args, const AttentionBatch& batch,
+              int32_t sequences);
+  void plan_prefixes(kernels::cuda::DecodePlan& plan, const kernels::cuda::AttentionArgs& args,
+                     const AttentionBatch& batch) const;
   // Rows in the weight's own type, host → the tiles of an expert's weight.
   void pack_expert(const Weight& weight, int64_t first_row, int64_t row_step, const void* source,
                    int64_t rows, int64_t source_bytes);

@@ -167,6 +167,16 @@ void CudaGemm::write_cache() const noexcept {
 }
 
 cublasLtMatmulAlgo_t CudaGemm::choose(cudaStream_t stream, void* workspace, const Problem& p) {
+  // Deterministic: as for this many rows, whatever batch happens to come first.
+  constexpr uint64_t kTypicalRows = 1024;
+  cublasLtMatrixLayoutOpaque_t a = p.a;
+  cublasLtMatrixLayoutOpaque_t out = p.out;
+  if (deterministic_) {
+    for (cublasLtMatrixLayoutOpaque_t* rows : {&a, &out}) {
+      MPINFER_CUBLAS(cublasLtMatrixLayoutSetAttribute(rows, CUBLASLT_MATRIX_LAYOUT_COLS,
+                                                      &kTypicalRows, sizeof(kTypicalRows)));
+    }
+  }
   cublasLtMatmulPreference_t preference = nullptr;
   MPINFER_CUBLAS(cublasLtMatmulPreferenceCreate(&preference));
   const auto set = [&](cublasLtMatmulPreferenceAttributes_t name, const auto& value) {
@@ -185,11 +195,8 @@ cublasLtMatmulAlgo_t CudaGemm::choose(cudaStream_t stream, void* workspace, cons
   std::vector<cublasLtMatmulHeuristicResult_t> results(kCandidates);
   int found = 0;
   const cublasStatus_t status = cublasLtMatmulAlgoGetHeuristic(
-      handle_, operation_, const_cast<cublasLtMatrixLayoutOpaque_t*>(&p.weight),
-      const_cast<cublasLtMatrixLayoutOpaque_t*>(&p.a),
-      const_cast<cublasLtMatrixLayoutOpaque_t*>(&p.out),
-      const_cast<cublasLtMatrixLayoutOpaque_t*>(&p.out), preference, kCandidates, results.data(),
-      &found);
+      handle_, operation_, const_cast<cublasLtMatrixLayoutOpaque_t*>(&p.weight), &a, &out, &out,
+      preference, kCandidates, results.data(), &found);
   cublasLtMatmulPreferenceDestroy(preference);
   MPINFER_CUBLAS(status);
   MPINFER_CHECK(found > 0, "cuBLASLt knows no kernel for this product");

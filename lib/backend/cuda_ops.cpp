@@ -17,6 +17,8 @@ static_assert(sizeof(cuda::SampleRow) == sizeof(SampleRow) &&
 static_assert(sizeof(cuda::LogitAdjustment) == sizeof(LogitAdjustment) &&
               offsetof(cuda::LogitAdjustment, banned) == offsetof(LogitAdjustment, banned));
 static_assert(sizeof(cuda::MaxPair) == sizeof(MaxPair));
+static_assert(sizeof(cuda::PrefixGroup) == sizeof(PrefixGroup) &&
+              offsetof(cuda::PrefixGroup, num_tokens) == offsetof(PrefixGroup, num_tokens));
 
 }  // namespace
 
@@ -124,33 +126,67 @@ void CudaBackend::qk_norm_rope_write_kv(Stream stream, const QkNormRopeWriteKv& 
   check_launch();
 }
 
-// Splits contexts until every processor has several blocks; deterministic: by a fixed length.
-void CudaBackend::decode(Stream stream, const cuda::AttentionArgs& args, int32_t sequences,
-                         int64_t longest) {
+// Cuts prefixes that several sequences share, and contexts behind them, until every processor has
+// several blocks.
+void CudaBackend::decode(Stream stream, const cuda::AttentionArgs& args,
+                         const AttentionBatch& batch, int32_t sequences) {
   constexpr int64_t kLeast = 256;
-  constexpr int64_t kFixed = 1024;
   constexpr int64_t kBlocksAProcessor = 12;
   constexpr int64_t kMostSplits = 32;
-  if (args.window > 0) longest = std::max<int64_t>(longest, 1);
   const int64_t blocks = int64_t{sequences} * args.num_kv_heads;
-  int64_t tokens = kFixed;
-  if (!options_.deterministic) {
-    const int64_t wanted = std::max<int64_t>(1, kBlocksAProcessor * num_processors_ / blocks);
-    tokens = std::max(kLeast, (longest + wanted - 1) / wanted);
-  }
-  tokens = (std::max(tokens, (longest + kMostSplits - 1) / kMostSplits) + 15) / 16 * 16;
-  int64_t num_splits = (longest + tokens - 1) / tokens;
-  const auto fits = [&](int64_t n) {
-    return blocks <= kSplitCounters &&
-           cuda::decode_scratch_floats(sequences, args.num_kv_heads, args.head_dim,
-                                       static_cast<int32_t>(n)) <= kSplitPartialFloats;
+  const auto parts_fit = [&](int64_t parts) {
+    return blocks * parts * cuda::partial_floats(args.group, args.head_dim) <= kSplitPartialFloats;
   };
-  if (num_splits > 1 && !fits(num_splits)) num_splits = 1;
-  cuda::attention_decode(stream_of(stream), args, sequences,
-                         {.num_splits = static_cast<int32_t>(num_splits),
-                          .tokens_per_split = static_cast<int32_t>(tokens),
-                          .partial = static_cast<float*>(split_partials_),
-                          .counters = static_cast<int32_t*>(split_counters_)});
+  cuda::DecodePlan plan;
+  plan.counters = static_cast<int32_t*>(split_counters_);
+  plan.partial = static_cast<float*>(split_partials_);
+  const bool grouped = hopper_ && args.window == 0 && !batch.host_prefix_groups.empty();
+  if (grouped) plan_prefixes(plan, args, batch);
+  if (!parts_fit(plan.prefix_splits)) plan.num_groups = plan.prefix_splits = 0;
+  const std::span<const PrefixGroup> groups =
+      plan.num_groups > 0 ? batch.host_prefix_groups : std::span<const PrefixGroup>();
+  int64_t longest = 1;
+  auto group = groups.begin();
+  for (int32_t s = 0; s < sequences; ++s) {
+    while (group != groups.end() && s >= group->first_sequence + group->num_sequences) ++group;
+    const bool member = group != groups.end() && s >= group->first_sequence;
+    longest = std::max<int64_t>(longest, batch.host_context_lens[static_cast<size_t>(s)] -
+                                             (member ? group->num_tokens : 0));
+  }
+  const int64_t wanted = std::max<int64_t>(1, kBlocksAProcessor * num_processors_ / blocks);
+  int64_t tokens = std::max(kLeast, (longest + wanted - 1) / wanted);
+  tokens = (std::max(tokens, (longest + kMostSplits - 1) / kMostSplits) + 15) / 16 * 16;
+  const int64_t num_splits = (longest + tokens - 1) / tokens;
+  if (num_splits > 1 && blocks <= kSplitCounters && parts_fit(plan.prefix_splits + num_splits)) {
+    plan.num_splits = static_cast<int32_t>(num_splits);
+    plan.tokens_per_split = static_cast<int32_t>(tokens);
+  }
+  if (plan.num_groups > 0) cuda::attention_prefix_hopper(stream_of(stream), args, plan);
+  cuda::attention_decode(stream_of(stream), args, sequences, plan);
+}
+
+void CudaBackend::plan_prefixes(cuda::DecodePlan& plan, const cuda::AttentionArgs& args,
+                                const AttentionBatch& batch) const {
+  constexpr int64_t kRows = 128;  // of a block
+  constexpr int64_t kTokens = 64;
+  constexpr int64_t kLeast = 512;
+  constexpr int64_t kMostSplits = 16;
+  int64_t blocks = 0;
+  int64_t longest = 0;
+  for (const PrefixGroup& group : batch.host_prefix_groups) {
+    blocks += (int64_t{group.num_sequences} * args.group + kRows - 1) / kRows * args.num_kv_heads;
+    longest = std::max<int64_t>(longest, group.num_tokens);
+    plan.most_sequences = std::max(plan.most_sequences, group.num_sequences);
+  }
+  const int64_t wanted =
+      std::clamp<int64_t>(2 * num_processors_ / std::max<int64_t>(1, blocks), 1, kMostSplits);
+  const int64_t tokens =
+      (std::max(kLeast, (longest + wanted - 1) / wanted) + kTokens - 1) / kTokens * kTokens;
+  plan.num_groups = checked_cast<int32_t>(batch.host_prefix_groups.size());
+  plan.groups = reinterpret_cast<const cuda::PrefixGroup*>(batch.prefix_groups);
+  plan.prefix_lens = batch.prefix_lens;
+  plan.tokens_per_prefix_split = checked_cast<int32_t>(tokens);
+  plan.prefix_splits = checked_cast<int32_t>((longest + tokens - 1) / tokens);
 }
 
 void CudaBackend::attention(Stream stream, const Matrix& out, const Matrix& q, const KvView& kv,
@@ -191,13 +227,10 @@ void CudaBackend::attention(Stream stream, const Matrix& out, const Matrix& q, c
     return most;
   };
   const bool fast = cuda::attention_is_fast(args);
-  const auto decodes = static_cast<size_t>(fast && args.group <= 8 ? batch.num_decodes : 0);
-  if (decodes > 0) {
-    const int64_t longest =
-        *std::max_element(batch.host_context_lens.begin(),
-                          batch.host_context_lens.begin() + static_cast<std::ptrdiff_t>(decodes));
-    decode(stream, args, static_cast<int32_t>(decodes), longest);
-  }
+  // Deterministic: a row that is computed again with its prompt goes through the same kernel.
+  const bool apart = fast && args.group <= 8 && !options_.deterministic;
+  const auto decodes = static_cast<size_t>(apart ? batch.num_decodes : 0);
+  if (decodes > 0) decode(stream, args, batch, static_cast<int32_t>(decodes));
   if (decodes < sequences) {
     const auto launch = !fast     ? cuda::attention_any
                         : hopper_ ? cuda::attention_prefill_hopper
@@ -241,8 +274,10 @@ void CudaBackend::lm_head_max(Stream stream, MaxPair* out, const Matrix& x, cons
   for (int64_t row = 0; row < x.rows; row += kMostRows) {
     const int64_t rows = std::min(kMostRows, x.rows - row);
     // One width for a whole range of rows: each width is a product whose kernel has to be chosen.
-    const auto at_most =
-        static_cast<int64_t>(std::bit_ceil(static_cast<uint64_t>(std::max<int64_t>(rows, 64))));
+    const int64_t at_most = options_.deterministic
+                                ? kMostRows
+                                : static_cast<int64_t>(std::bit_ceil(
+                                      static_cast<uint64_t>(std::max<int64_t>(rows, 64))));
     const int64_t tile = std::max(kLeastTile, kLogitsTileBytes / 4 / at_most);
     for (int64_t begin = 0; begin < weight.out_features; begin += tile) {
       const int64_t cols = std::min(tile, weight.out_features - begin);

@@ -1,8 +1,10 @@
 #include "lib/engine/batch_builder.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "lib/core/error.h"
+#include "lib/engine/prefix_groups.h"
 
 namespace mpinfer::engine {
 namespace {
@@ -65,6 +67,17 @@ model::GroupInput lay_out_group(Packer& packer, const StepPlan& plan, size_t gro
                                                                : -1);
     }
   }
+  const std::vector<backend::PrefixGroup> groups = find_prefix_groups(plan, group, block_size);
+  auto prefix_groups =
+      packer.take(std::ssize(groups) * static_cast<int64_t>(sizeof(backend::PrefixGroup)) / 4);
+  auto prefix_lens = packer.take(groups.empty() ? 0 : plan.num_decodes);
+  if (!groups.empty()) {
+    std::memcpy(prefix_groups.host, groups.data(), groups.size() * sizeof(backend::PrefixGroup));
+    std::fill_n(prefix_lens.host, plan.num_decodes, 0);
+    for (const backend::PrefixGroup& one : groups) {
+      std::fill_n(prefix_lens.host + one.first_sequence, one.num_sequences, one.num_tokens);
+    }
+  }
   model::GroupInput input;
   input.slot_mapping = slot_mapping.device;
   input.attention.num_sequences = static_cast<int32_t>(num_sequences);
@@ -73,6 +86,11 @@ model::GroupInput lay_out_group(Packer& packer, const StepPlan& plan, size_t gro
   input.attention.context_lens = context_lens.device;
   input.attention.block_table = block_table.device;
   input.attention.block_table_stride = stride;
+  input.attention.prefix_groups =
+      reinterpret_cast<const backend::PrefixGroup*>(prefix_groups.device);
+  input.attention.prefix_lens = prefix_lens.device;
+  input.attention.host_prefix_groups = {
+      reinterpret_cast<const backend::PrefixGroup*>(prefix_groups.host), groups.size()};
   input.attention.host_cu_seqlens_q = {cu_seqlens_q.host, static_cast<size_t>(num_sequences + 1)};
   input.attention.host_context_lens = {context_lens.host, static_cast<size_t>(num_sequences)};
   return input;
@@ -82,7 +100,7 @@ model::GroupInput lay_out_group(Packer& packer, const StepPlan& plan, size_t gro
 
 int64_t BatchBuilder::bytes(const BatchLimits& limits) {
   const int64_t per_group =
-      limits.max_rows + 2 * limits.max_sequences + limits.max_sequences * limits.max_blocks + 16;
+      limits.max_rows + 4 * limits.max_sequences + limits.max_sequences * limits.max_blocks + 24;
   const int64_t logprob_rows = limits.max_rows + limits.max_sequences;
   return 4 * (3 * limits.max_rows + 2 * limits.max_sequences + 3 * logprob_rows + 48 +
               static_cast<int64_t>(limits.num_groups) * per_group);

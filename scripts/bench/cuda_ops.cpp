@@ -193,6 +193,7 @@ struct Bench {
                                .context_lens = static_cast<const int32_t*>(device_contexts.data()),
                                .block_table = static_cast<const int32_t*>(device_table.data()),
                                .block_table_stride = blocks_each,
+                               .host_prefix_groups = {},
                                .host_cu_seqlens_q = cu,
                                .host_context_lens = contexts};
     const Matrix q{qkv.data(), DType::kBF16, all, int64_t{q_heads} * dim, width};

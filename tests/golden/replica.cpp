@@ -7,6 +7,7 @@
 #include <thread>
 
 #include "lib/backend/cpu_backend.h"
+#include "lib/backend/cuda_backend.h"
 #include "lib/comm/single_communicator.h"
 #include "lib/comm/thread_communicator.h"
 #include "lib/model/lm_head.h"
@@ -190,19 +191,37 @@ class Rank {
     return out;
   }
 
-  BatchInput batch_of(const StepArrays& arrays) const {
+  // Lives until the step is over.
+  template <class T>
+  T* on_device(const std::vector<T>& values) {
+    const int64_t bytes = std::ssize(values) * static_cast<int64_t>(sizeof(T));
+    uploads_.push_back(backend_.allocate(bytes));
+    backend_.upload(Stream::kCompute, uploads_.back().data(), values.data(), bytes);
+    backend_.synchronize();
+    return static_cast<T*>(uploads_.back().data());
+  }
+  template <class T>
+  std::vector<T> on_host(const T* values, int64_t count) {
+    std::vector<T> out(static_cast<size_t>(count));
+    backend_.download(Stream::kCompute, out.data(), values,
+                      count * static_cast<int64_t>(sizeof(T)));
+    backend_.synchronize();
+    return out;
+  }
+
+  BatchInput batch_of(const StepArrays& arrays) {
     BatchInput batch{.num_rows = std::ssize(arrays.ids),
-                     .ids = arrays.ids.data(),
-                     .positions = arrays.positions.data(),
+                     .ids = on_device(arrays.ids),
+                     .positions = on_device(arrays.positions),
                      .groups = {}};
     for (size_t g = 0; g < arrays.groups.size(); ++g) {
       GroupInput& group = batch.groups.emplace_back();
-      group.slot_mapping = arrays.groups[g].slots.data();
+      group.slot_mapping = on_device(arrays.groups[g].slots);
       group.attention.num_sequences = static_cast<int32_t>(arrays.context_lens.size());
       group.attention.num_decodes = arrays.num_decodes;
-      group.attention.cu_seqlens_q = arrays.cu_seqlens.data();
-      group.attention.context_lens = arrays.context_lens.data();
-      group.attention.block_table = arrays.groups[g].table.data();
+      group.attention.cu_seqlens_q = on_device(arrays.cu_seqlens);
+      group.attention.context_lens = on_device(arrays.context_lens);
+      group.attention.block_table = on_device(arrays.groups[g].table);
       group.attention.block_table_stride = static_cast<int64_t>(tables_[g].width());
       group.attention.host_cu_seqlens_q = arrays.cu_seqlens;
       group.attention.host_context_lens = arrays.context_lens;
@@ -214,29 +233,34 @@ class Rank {
     const backend::Workspace::Scope scope(memory_);
     const StepArrays arrays = arrays_of(step);
     const BatchInput batch = batch_of(arrays);
-    const Matrix residual = memory_.take(batch.num_rows, config_.hidden_size, DType::kF32);
+    const DType dtype = backend_.activation_dtype();
+    const Matrix residual = memory_.take(batch.num_rows, config_.hidden_size, dtype);
     for (Stage& stage : stages_) stage.transformer->forward(Stream::kCompute, batch, residual);
 
     std::vector<int32_t> row_index(static_cast<size_t>(batch.num_rows));
     std::iota(row_index.begin(), row_index.end(), 0);
-    const Matrix hidden = memory_.take(batch.num_rows, config_.hidden_size, DType::kF32);
+    const Matrix hidden = memory_.take(batch.num_rows, config_.hidden_size, dtype);
     const Matrix logits = memory_.take(batch.num_rows, config_.vocab_size, DType::kF32);
-    head_->gather(Stream::kCompute, hidden, residual, row_index.data());
+    head_->gather(Stream::kCompute, hidden, residual, on_device(row_index));
     head_->logits(Stream::kCompute, logits, hidden);
-    std::vector<int32_t> greedy(row_index.size()), sampled(row_index.size());
-    head_->greedy(Stream::kCompute, greedy.data(), hidden);
+    int32_t* greedy = on_device(std::vector<int32_t>(row_index.size()));
+    int32_t* sampled = on_device(std::vector<int32_t>(row_index.size()));
+    head_->greedy(Stream::kCompute, greedy, hidden);
     const std::vector<backend::SampleRow> rows(row_index.size());
-    head_->sample(Stream::kCompute, sampled.data(), hidden, {.rows = rows.data()});
-    keep(step, logits, greedy, sampled);
+    head_->sample(Stream::kCompute, sampled, hidden, {.rows = on_device(rows)});
+    keep(step, on_host(logits.row<float>(0), batch.num_rows * logits.stride),
+         on_host(greedy, batch.num_rows), on_host(sampled, batch.num_rows));
+    uploads_.clear();
   }
 
-  void keep(const std::vector<StepRows>& step, const Matrix& logits,
+  void keep(const std::vector<StepRows>& step, const std::vector<float>& logits,
             const std::vector<int32_t>& greedy, const std::vector<int32_t>& sampled) {
+    const auto vocabulary = static_cast<int64_t>(logits.size() / greedy.size());
     int64_t row = 0;
     for (const StepRows& rows : step) {
       for (int64_t p = rows.position; p < rows.position + rows.rows; ++p, ++row) {
-        const float* from = logits.row<float>(row);
-        answers_.logits[{rows.sequence, p}].assign(from, from + logits.cols);
+        const float* from = logits.data() + row * vocabulary;
+        answers_.logits[{rows.sequence, p}].assign(from, from + vocabulary);
         answers_.greedy[{rows.sequence, p}] = greedy[static_cast<size_t>(row)];
         answers_.sampled[{rows.sequence, p}] = sampled[static_cast<size_t>(row)];
       }
@@ -253,6 +277,7 @@ class Rank {
   std::vector<BlockTables> tables_;
   std::vector<Stage> stages_;
   std::unique_ptr<LmHead> head_;
+  std::vector<backend::Buffer> uploads_;
   Answers answers_;
 };
 
@@ -273,7 +298,9 @@ std::vector<Answers> run_replica(const ReplicaOptions& options,
   std::vector<std::unique_ptr<backend::Backend>> owned;
   std::vector<backend::Backend*> backends;
   for (size_t rank = 0; rank < size; ++rank) {
-    owned.push_back(backend::make_cpu_backend({.threads = options.threads, .simd_target = ""}));
+    owned.push_back(
+        options.cuda ? backend::make_cuda_backend({.activation_dtype = options.activation})
+                     : backend::make_cpu_backend({.threads = options.threads, .simd_target = ""}));
     backends.push_back(owned.back().get());
   }
   const auto communicators = make_communicators(backends);

@@ -9,6 +9,8 @@
 #include <utility>
 #include <vector>
 
+#include "lib/core/dtype.h"
+
 namespace mpinfer::model::test {
 
 struct ReplicaOptions {
@@ -20,6 +22,8 @@ struct ReplicaOptions {
   int32_t block_size = 4;
   int threads = 1;  // of each rank's backend
   bool dummy = false;
+  bool cuda = false;               // device 0, tp 1 alone
+  DType activation = DType::kF32;  // on CUDA
 };
 
 struct TokenSequence {

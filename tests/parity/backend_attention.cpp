@@ -71,8 +71,8 @@ class PagedCase {
  public:
   PagedCase(Backend& backend, const Heads& heads, int32_t block_size,
             const std::vector<Sequence>& sequences, const std::vector<int64_t>& rows,
-            int32_t window, Random& random)
-      : backend_(backend), heads_(heads), block_size_(block_size) {
+            int32_t window, Random& random, std::vector<PrefixGroup> groups = {})
+      : backend_(backend), heads_(heads), block_size_(block_size), groups_(std::move(groups)) {
     int64_t blocks = 0;
     for (const Sequence& s : sequences) {
       table_stride_ = std::max(table_stride_, blocks_of(s.context));
@@ -118,6 +118,14 @@ class PagedCase {
     num_blocks_ = static_cast<int64_t>(order.size());
     k_ = std::move(k);
     v_ = std::move(v);
+    prefix_lens_.assign(static_cast<size_t>(num_decodes_), 0);
+    for (const PrefixGroup& group : groups_) {
+      const auto first = table_.begin() + group.first_sequence * table_stride_;
+      for (int32_t member = 0; member < group.num_sequences; ++member) {
+        std::copy_n(first, group.num_tokens / block_size, first + member * table_stride_);
+        prefix_lens_[static_cast<size_t>(group.first_sequence + member)] = group.num_tokens;
+      }
+    }
   }
 
   // gap: elements between rows of q and of out; 8 keeps rows aligned for wide loads.
@@ -136,6 +144,8 @@ class PagedCase {
     const DeviceArray<int32_t> context(backend_, context_);
     const DeviceArray<int32_t> table(backend_, table_);
     const DeviceArray<float> device_sinks(backend_, sinks);
+    const DeviceArray<PrefixGroup> groups(backend_, groups_);
+    const DeviceArray<int32_t> prefix_lens(backend_, prefix_lens_);
     if (!sinks.empty()) options.sinks = device_sinks.data();
     backend_.attention(Stream::kCompute, out.view(), q.view(),
                        {.k = k.view().data,
@@ -153,6 +163,9 @@ class PagedCase {
                         .context_lens = context.data(),
                         .block_table = table.data(),
                         .block_table_stride = table_stride_,
+                        .prefix_groups = groups.data(),
+                        .prefix_lens = prefix_lens.data(),
+                        .host_prefix_groups = groups_,
                         .host_cu_seqlens_q = cu_,
                         .host_context_lens = context_},
                        options);
@@ -168,7 +181,8 @@ class PagedCase {
   int64_t table_stride_ = 1;
   int64_t num_blocks_ = 0;
   int32_t num_decodes_ = 0;
-  std::vector<int32_t> cu_, context_, table_;
+  std::vector<int32_t> cu_, context_, table_, prefix_lens_;
+  std::vector<PrefixGroup> groups_;
   std::vector<float> q_, k_, v_;
 };
 
@@ -256,6 +270,57 @@ TEST_CASE("long contexts of few sequences, cut or not, equal a double-precision 
         for (int again = 0; again < 2; ++again) {
           check_close(paged.run(options, {}, 8), want, 2.0 * tolerance(*backend), 1.0);
         }
+      }
+    }
+  }
+}
+
+TEST_CASE("decode rows that share a prefix equal a double-precision loop") {
+  struct Shared {
+    Heads heads;
+    int32_t prefix;
+    std::vector<int64_t> contexts;  // of the members, then of sequences without a group
+    int32_t members;
+    bool sinks;
+    float softcap;
+  };
+  std::vector<int64_t> many(70, 210);
+  for (size_t i = 0; i < many.size(); ++i) many[i] += static_cast<int64_t>(i) % 37;
+  const std::vector<Shared> cases = {
+      {{.q = 4, .kv = 2, .head_dim = 128}, 160, {161, 200, 165, 400, 190, 33, 90}, 5, false, 0.0F},
+      {{.q = 8, .kv = 2, .head_dim = 64}, 1984, {1985, 2100, 1990, 2016, 500}, 4, true, 0.0F},
+      {{.q = 6, .kv = 2, .head_dim = 64}, 192, many, 70, false, 3.0F},
+      {{.q = 8, .kv = 1, .head_dim = 128}, 128, {129, 1500, 300, 128 + 32}, 4, true, 0.0F},
+  };
+  for (const Maker& maker : makers()) {
+    const auto backend = maker.make();
+    CAPTURE(maker.name);
+    Random random(16);
+    for (const Shared& c : cases) {
+      CAPTURE(c.heads.q, c.heads.kv, c.heads.head_dim, c.prefix);
+      std::vector<Sequence> sequences;
+      for (const int64_t context : c.contexts) {
+        sequences.push_back(random_sequence(random, c.heads, context, backend->activation_dtype()));
+        if (sequences.size() == 1 || std::ssize(sequences) > c.members) continue;
+        const int64_t width = c.prefix * int64_t{c.heads.kv} * c.heads.head_dim;
+        std::copy_n(sequences[0].k.begin(), width, sequences.back().k.begin());
+        std::copy_n(sequences[0].v.begin(), width, sequences.back().v.begin());
+      }
+      const auto sinks = c.sinks ? random_floats(random, c.heads.q) : std::vector<float>{};
+      const AttentionOptions options = {.scale = 0.2F, .softcap = c.softcap};
+      std::vector<double> want;
+      for (size_t s = 0; s < sequences.size(); ++s) {
+        for (int64_t head = 0; head < c.heads.q; ++head) {
+          const auto part =
+              reference(sequences[s], c.heads, c.contexts[s] - 1, head, options, sinks);
+          want.insert(want.end(), part.begin(), part.end());
+        }
+      }
+      const std::vector<int64_t> rows(sequences.size(), 1);
+      const PagedCase paged(*backend, c.heads, 32, sequences, rows, 0, random,
+                            {{.num_sequences = c.members, .num_tokens = c.prefix}});
+      for (int again = 0; again < 2; ++again) {
+        check_close(paged.run(options, sinks, 8), want, 2.0 * tolerance(*backend), 1.0);
       }
     }
   }

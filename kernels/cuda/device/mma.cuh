@@ -19,6 +19,12 @@ __device__ inline void copy_async(uint32_t to, const void* from, bool valid) {
 __device__ inline void commit_copies() {
   asm volatile("cp.async.commit_group;");
 }
+// Arrives at the barrier once this thread's copies so far have landed.
+__device__ inline void arrive_with_copies(uint32_t barrier) {
+#if __CUDA_ARCH__ >= 800
+  asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
+#endif
+}
 template <int kLeft>
 __device__ inline void wait_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");

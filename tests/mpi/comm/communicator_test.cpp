@@ -1,8 +1,11 @@
-// The communicators against one suite: size 1, threads, MPI; and equal bits between them.
+// The communicators against one suite: size 1, threads, MPI, NCCL; and equal bits between them.
+#include <numeric>
 #include <thread>
 
 #include "lib/backend/cpu_backend.h"
+#include "lib/backend/cuda_backend.h"
 #include "lib/comm/mpi_communicator.h"
+#include "lib/comm/nccl_communicator.h"
 #include "lib/comm/single_communicator.h"
 #include "lib/comm/thread_communicator.h"
 #include "tests/mpi/comm/conformance.h"
@@ -36,7 +39,98 @@ std::vector<float> sum_in_threads(int num_ranks, int* failures) {
   return sums[0];
 }
 
+// The suite's vectors are on the host: every call goes through device memory and waits.
+class OnDevice final : public Communicator {
+ public:
+  OnDevice(Communicator& inner, backend::Backend& backend) : inner_(inner), backend_(backend) {}
+
+  int rank() const override { return inner_.rank(); }
+  int size() const override { return inner_.size(); }
+  backend::Buffer allocate(int64_t bytes) override { return inner_.allocate(bytes); }
+
+  void all_reduce_sum(Stream stream, void* data, DType dtype, int64_t count) override {
+    const backend::Buffer copy = up(data, count * mpinfer::size_of(dtype));
+    inner_.all_reduce_sum(stream, copy.data(), dtype, count);
+    down(data, copy);
+  }
+  void all_gather(Stream stream, void* out, const void* in, int64_t bytes) override {
+    const backend::Buffer from = up(in, bytes);
+    const backend::Buffer to = up(out, bytes * size());
+    inner_.all_gather(stream, to.data(), from.data(), bytes);
+    down(out, to);
+  }
+  void all_gather_v(Stream stream, void* out, const void* in,
+                    std::span<const int64_t> bytes) override {
+    const backend::Buffer to = up(out, std::accumulate(bytes.begin(), bytes.end(), int64_t{0}));
+    const auto at = static_cast<const char*>(in) - static_cast<const char*>(out);
+    inner_.all_gather_v(stream, to.data(), static_cast<char*>(to.data()) + at, bytes);
+    down(out, to);
+  }
+  void reduce_scatter_sum_v(Stream stream, void* out, const void* in, DType dtype,
+                            std::span<const int64_t> counts) override {
+    const int64_t width = mpinfer::size_of(dtype);
+    const backend::Buffer from =
+        up(in, width * std::accumulate(counts.begin(), counts.end(), int64_t{0}));
+    const backend::Buffer to = up(out, width * counts[static_cast<size_t>(rank())]);
+    inner_.reduce_scatter_sum_v(stream, to.data(), from.data(), dtype, counts);
+    down(out, to);
+  }
+  void all_to_all(Stream stream, void* out, const void* in, int64_t bytes) override {
+    const backend::Buffer from = up(in, bytes * size());
+    const backend::Buffer to = up(out, bytes * size());
+    inner_.all_to_all(stream, to.data(), from.data(), bytes);
+    down(out, to);
+  }
+  void broadcast(Stream stream, void* data, int64_t bytes, int root) override {
+    const backend::Buffer copy = up(data, bytes);
+    inner_.broadcast(stream, copy.data(), bytes, root);
+    down(data, copy);
+  }
+  std::unique_ptr<Pending> start_send_recv(Stream stream, const Transfer& send,
+                                           const Transfer& receive) override {
+    const backend::Buffer from = up(send.data, send.bytes);
+    const backend::Buffer to = up(receive.data, receive.bytes);
+    auto pending = inner_.start_send_recv(stream, {from.data(), send.bytes, send.peer},
+                                          {to.data(), receive.bytes, receive.peer});
+    while (!pending->test()) std::this_thread::yield();
+    down(receive.data, to);
+    return pending;
+  }
+
+ private:
+  backend::Buffer up(const void* host, int64_t bytes) {
+    backend::Buffer copy = backend_.allocate(bytes);
+    backend_.upload(Stream::kCompute, copy.data(), host, bytes);
+    backend_.synchronize();
+    return copy;
+  }
+  void down(void* host, const backend::Buffer& copy) {
+    backend_.download(Stream::kCompute, host, copy.data(), copy.bytes());
+    backend_.synchronize();
+  }
+
+  Communicator& inner_;
+  backend::Backend& backend_;
+};
+
 }  // namespace
+
+TEST_CASE("the NCCL communicator, with the same bits on every rank", "[comm]") {
+  const HostComm world = HostComm::world();
+  if (world.size() == 1 || backend::cuda_device_count() < world.size()) {
+    if (world.rank() == 0) WARN("fewer CUDA devices than ranks: skipped");
+    return;
+  }
+  const auto backend = backend::make_cuda_backend({.device = world.rank()});
+  Watch watch(
+      {.first_seconds = 100, .step_seconds = 100, .rank = world.rank(), .host = host_name()});
+  const auto communicator = make_nccl_communicator(world, *backend, watch, "test");
+  OnDevice on_device(*communicator, *backend);
+  CHECK(run_conformance(on_device) == 0);
+  const std::vector<float> sum = sum_of_reals(on_device, kReals);
+  const std::string bytes(reinterpret_cast<const char*>(sum.data()), sum.size() * sizeof(float));
+  for (const std::string& other : world.all_gather(bytes)) CHECK(other == bytes);
+}
 
 TEST_CASE("a communicator of one", "[comm]") {
   const auto backend = one_thread_backend();
