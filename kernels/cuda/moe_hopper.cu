@@ -127,8 +127,9 @@ __device__ inline void transpose_words(uint32_t (&words)[4], int lane) {
   words[3] = odd ? high_pair0 : high_pair1;
 }
 
-// Row h (0, 1) of this thread in out; null where the row does not exist.
-template <class T, bool kGather>
+// Row h (0, 1) of this thread in out; null where the row does not exist. The gate is known when
+// this is compiled: a choice a value keeps the values from being computed side by side.
+template <class T, ExpertGate kGate>
 __device__ void finish(const ExpertProduct& a, const Tile& tile, const float (&d)[32][4], int h,
                        T* row, int lane) {
   const int quad = lane % 4;
@@ -142,14 +143,14 @@ __device__ void finish(const ExpertProduct& a, const Tile& tile, const float (&d
     const float x = d[n][2 * h + i];
     return bias == nullptr || column >= columns ? x : x + bias[column];
   };
-  if constexpr (kGather) {
+  if constexpr (kGate != ExpertGate::kNone) {
     // Four groups of eight columns at a time: four gated values each, eight bytes a lane.
 #pragma unroll
     for (int n = 0; n < 32; n += 4) {
       float values[4];
 #pragma unroll
       for (int g = 0; g < 4; ++g) {
-        values[g] = gate_value(a.gate, biased(n + g, 0), biased(n + g, 1), a.alpha, a.limit);
+        values[g] = gate_value(kGate, biased(n + g, 0), biased(n + g, 1), a.alpha, a.limit);
       }
       uint32_t words[4];
 #pragma unroll
@@ -178,7 +179,23 @@ __device__ void finish(const ExpertProduct& a, const Tile& tile, const float (&d
   }
 }
 
-template <class T, bool kGather>
+template <class T, ExpertGate kGate>
+__device__ void finish_rows(const ExpertProduct& a, const Tile& tile, const float (&d)[32][4],
+                            int group, int warp, int lane) {
+#pragma unroll
+  for (int h = 0; h < 2; ++h) {
+    const int r = group * 64 + warp * 16 + lane / 4 + h * 8;
+    T* row = nullptr;
+    if (r < tile.rows) {
+      const bool gated = kGate != ExpertGate::kNone;
+      const int64_t to = gated ? tile.place + r : a.order.choices[tile.place + r];
+      row = static_cast<T*>(a.out.data) + to * a.out.stride;
+    }
+    finish<T, kGate>(a, tile, d, h, row, lane);
+  }
+}
+
+template <class T, ExpertGate kGate>
 __device__ void consume(const ExpertProduct& a, const Shared& shared, int tiles, int column_tiles) {
   const int group = static_cast<int>(threadIdx.x) / 128 - 1;
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
@@ -217,20 +234,11 @@ __device__ void consume(const ExpertProduct& a, const Shared& shared, int tiles,
     warpgroup_wait<0>();
     if (lane == 0) barrier_arrive(shared.empty(before));
     if (group * 64 + warp * 16 >= tile.rows) continue;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int r = group * 64 + warp * 16 + lane / 4 + h * 8;
-      T* row = nullptr;
-      if (r < tile.rows) {
-        const int64_t to = kGather ? tile.place + r : a.order.choices[tile.place + r];
-        row = static_cast<T*>(a.out.data) + to * a.out.stride;
-      }
-      finish<T, kGather>(a, tile, d, h, row, lane);
-    }
+    finish_rows<T, kGate>(a, tile, d, group, warp, lane);
   }
 }
 
-template <class T, bool kGather>
+template <class T, ExpertGate kGate>
 __global__ void __launch_bounds__(kThreads, 1) expert_kernel(ExpertProduct a) {
   extern __shared__ char memory[];
   const Shared shared{(shared_address(memory) + 1023U) & ~1023U};
@@ -248,33 +256,44 @@ __global__ void __launch_bounds__(kThreads, 1) expert_kernel(ExpertProduct a) {
   const int tiles = *a.order.num_tiles * column_tiles;
   if (threadIdx.x < 128) {
     give_registers<56>();
-    produce<T, kGather>(a, shared, tiles, column_tiles);
+    produce<T, kGate != ExpertGate::kNone>(a, shared, tiles, column_tiles);
   } else {
     take_registers<224>();
-    consume<T, kGather>(a, shared, tiles, column_tiles);
+    consume<T, kGate>(a, shared, tiles, column_tiles);
   }
   let_next_start();
 }
 
-template <class T, bool kGather>
+template <class T, ExpertGate kGate>
 void launch_hopper(cudaStream_t stream, const ExpertProduct& args, int num_processors) {
   static const cudaError_t raised = cudaFuncSetAttribute(
-      expert_kernel<T, kGather>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+      expert_kernel<T, kGate>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   static_cast<void>(raised);
-  launch(expert_kernel<T, kGather>, static_cast<unsigned>(num_processors), kThreads, kSharedBytes,
+  launch(expert_kernel<T, kGate>, static_cast<unsigned>(num_processors), kThreads, kSharedBytes,
          stream, args);
+}
+
+template <class T>
+void choose_gate(cudaStream_t stream, const ExpertProduct& args, int num_processors) {
+  switch (args.gate) {
+    case ExpertGate::kNone:
+      return launch_hopper<T, ExpertGate::kNone>(stream, args, num_processors);
+    case ExpertGate::kSilu:
+      return launch_hopper<T, ExpertGate::kSilu>(stream, args, num_processors);
+    case ExpertGate::kGelu:
+      return launch_hopper<T, ExpertGate::kGelu>(stream, args, num_processors);
+    case ExpertGate::kGeluTanh:
+      return launch_hopper<T, ExpertGate::kGeluTanh>(stream, args, num_processors);
+    case ExpertGate::kClampedSwiglu:
+      return launch_hopper<T, ExpertGate::kClampedSwiglu>(stream, args, num_processors);
+  }
 }
 
 }  // namespace
 
 void expert_product_hopper(cudaStream_t stream, const ExpertProduct& args, int num_processors) {
-  const bool gated = args.gate != ExpertGate::kNone;
-  if (args.a.dtype == ElementType::kBF16) {
-    return gated ? launch_hopper<bf16, true>(stream, args, num_processors)
-                 : launch_hopper<bf16, false>(stream, args, num_processors);
-  }
-  gated ? launch_hopper<__half, true>(stream, args, num_processors)
-        : launch_hopper<__half, false>(stream, args, num_processors);
+  if (args.a.dtype == ElementType::kBF16) return choose_gate<bf16>(stream, args, num_processors);
+  choose_gate<__half>(stream, args, num_processors);
 }
 
 }  // namespace mpinfer::kernels::cuda

@@ -11,6 +11,7 @@ namespace {
 constexpr int kMaxThreads = 256;
 constexpr int kDrawThreads = 1024;
 constexpr int kBins = 2048;
+constexpr int kMostListed = 3072;  // weights of one bin that are looked at together
 
 __device__ bool better(float value, int32_t id, float than, int32_t than_id) {
   return value > than || (value == than && id < than_id);
@@ -143,16 +144,25 @@ __device__ uint32_t key_of(float x) {
   return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
 }
 
-__device__ uint64_t mass_of(float w) {
-  return static_cast<uint64_t>(static_cast<double>(w) * 0x1p44);
+// w * 2^44 without its fraction, for w in [0, 1]: its mantissa, shifted.
+__device__ unsigned long long mass_of(float w) {
+  const uint32_t bits = __float_as_uint(w);
+  const int shift = static_cast<int>(bits >> 23) - 106;
+  const unsigned long long mantissa = (bits & 0x7FFFFFU) | 0x800000U;
+  if (shift >= 0) return mantissa << shift;
+  return shift > -24 ? mantissa >> -shift : 0;
 }
 
 struct DrawState {
-  unsigned long long bins[kBins];
+  // Sums of 64 bits in halves: shared memory adds 32 bits at once.
+  uint32_t bins_low[kBins];
+  uint32_t bins_high[kBins];
   unsigned long long warp_sums[32];
   unsigned long long warp_ties[32];
   unsigned long long before;  // above the chosen bin, or before the chosen segment
   unsigned long long ties_before;
+  uint2 listed[kMostListed];  // {bits of the weight, token}
+  int num_listed;
   int chosen;
 };
 
@@ -186,16 +196,30 @@ __device__ unsigned long long block_prefix(unsigned long long x, DrawState& s) {
 }
 
 __device__ void clear_bins(DrawState& s) {
-  for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kDrawThreads) s.bins[i] = 0;
+  for (int i = static_cast<int>(threadIdx.x); i < kBins; i += kDrawThreads) {
+    s.bins_low[i] = 0;
+    s.bins_high[i] = 0;
+  }
   __syncthreads();
+}
+
+__device__ void add_to_bin(DrawState& s, uint32_t bin, unsigned long long x) {
+  const auto low = static_cast<uint32_t>(x);
+  const uint32_t before = atomicAdd(&s.bins_low[bin], low);
+  const uint32_t high = static_cast<uint32_t>(x >> 32) + (before + low < before ? 1U : 0U);
+  if (high != 0) atomicAdd(&s.bins_high[bin], high);
+}
+
+__device__ unsigned long long bin_sum(const DrawState& s, int bin) {
+  return static_cast<unsigned long long>(s.bins_high[bin]) << 32 | s.bins_low[bin];
 }
 
 // The bin, from the top, in which the sum reaches target; higher grows by what lies above it.
 __device__ int choose_bin(unsigned long long target, unsigned long long* higher, DrawState& s) {
   __syncthreads();
   const int top = kBins - 1 - 2 * static_cast<int>(threadIdx.x);
-  const unsigned long long a = s.bins[top];
-  const unsigned long long b = s.bins[top - 1];
+  const unsigned long long a = bin_sum(s, top);
+  const unsigned long long b = bin_sum(s, top - 1);
   const unsigned long long before = *higher + block_prefix(a + b, s);
   if (before < target && before + a + b >= target) {
     const bool first = before + a >= target;
@@ -223,7 +247,7 @@ __device__ uint32_t select_key(int32_t cols, unsigned long long target, uint32_t
       const uint32_t k = key(c);
       if (shift < 32 && (k >> shift) != prefix) continue;
       const unsigned long long m = mass(k);
-      if (m != 0) atomicAdd(&s.bins[(k >> next) & ((1U << bits) - 1U)], m);
+      if (m != 0) add_to_bin(s, (k >> next) & ((1U << bits) - 1U), m);
     }
     prefix = (prefix << bits) | static_cast<uint32_t>(choose_bin(target, higher, s));
     shift = next;
@@ -278,64 +302,94 @@ __global__ void __launch_bounds__(kDrawThreads)
         cols, static_cast<unsigned long long>(row.top_k), 0, 32, &higher,
         [&](int32_t c) { return key_of(logits[c]); }, [](uint32_t) { return 1ULL; }, s);
   }
-  // Logits become weights: 0 for what top_k and min_p drop.
+  // Weights are made anew in every pass: a row of logits is read, never written. 0 for what top_k
+  // and min_p drop.
+  const auto weight = [&](int32_t c) {
+    const float x = logits[c];
+    const float w = expf((x - best.value) / row.temperature);
+    return w < row.min_p || key_of(x) < least_key ? 0.0F : w;
+  };
+  const int32_t warp = thread / 32;
+  const int32_t segment = ((cols + 31) / 32 + 31) / 32 * 32;  // of a warp
+  const int32_t my_begin = min(cols, warp * segment) + thread % 32;
+  const int32_t my_end = min(cols, (warp + 1) * segment);
   clear_bins(s);
   const bool filtered = row.top_p < 1.0F;
-  unsigned long long left = 0;
+  unsigned long long sum = 0;
 #pragma unroll 4
-  for (int32_t c = thread; c < cols; c += kDrawThreads) {
-    const float x = logits[c];
-    float w = expf((x - best.value) / row.temperature);
-    if (w < row.min_p || key_of(x) < least_key) w = 0.0F;
-    logits[c] = w;
+  for (int32_t c = my_begin; c < my_end; c += 32) {
+    const float w = weight(c);
     const unsigned long long m = mass_of(w);
-    left += m;
-    if (filtered && m != 0) atomicAdd(&s.bins[bin_of(__float_as_uint(w))], m);
+    sum += m;
+    if (filtered && m != 0) add_to_bin(s, static_cast<uint32_t>(bin_of(__float_as_uint(w))), m);
   }
-  left = block_add(left, s);
+  unsigned long long left = block_add(sum, s);
   // top_p: every weight above the threshold, and of those equal to it the lowest ids, up to the
   // crossing token.
   uint32_t threshold = 0;
   unsigned long long of_tie = 0;
   unsigned long long ties_left = 0;
+  unsigned long long ties = 0;
+  const auto mass = [](uint32_t k) { return mass_of(__uint_as_float(k)); };
+  // Survivors of [begin, end): their mass, ties apart.
+  const auto sum_segment = [&](int32_t begin, int32_t end, int32_t step,
+                               unsigned long long* equal) {
+    unsigned long long total = 0;
+    for (int32_t c = begin; c < end; c += step) {
+      const uint32_t bits = __float_as_uint(weight(c));
+      if (filtered && bits == threshold) ++*equal;
+      if (bits > threshold || !filtered) total += mass(bits);
+    }
+    return total;
+  };
   if (filtered) {
     auto target = static_cast<unsigned long long>(
         ceil(static_cast<double>(row.top_p) * static_cast<double>(left)));
     target = target == 0 ? 1 : target > left ? left : target;
     unsigned long long above = 0;
     const int bin = choose_bin(target, &above, s);
-    const auto key = [&](int32_t c) { return __float_as_uint(logits[c]); };
-    const auto mass = [](uint32_t k) {
-      return static_cast<unsigned long long>(mass_of(__uint_as_float(k)));
-    };
-    if (bin > 0) {
-      threshold = select_key(cols, target, kFirstBin + static_cast<uint32_t>(bin), kBinShift,
-                             &above, key, mass, s);
-    } else {
-      const auto small = [&](uint32_t k) { return bin_of(k) == 0 ? mass(k) : 0ULL; };
-      threshold = select_key(cols, target, 0, 32, &above, key, small, s);
+    // What lies above the bin is summed by segment, what lies in it is listed.
+    if (thread == 0) s.num_listed = 0;
+    __syncthreads();
+    sum = 0;
+#pragma unroll 4
+    for (int32_t c = my_begin; c < my_end; c += 32) {
+      const uint32_t bits = __float_as_uint(weight(c));
+      const int here = bin_of(bits);
+      if (here > bin) sum += mass(bits);
+      if (here != bin || mass(bits) == 0) continue;
+      const int at = atomicAdd(&s.num_listed, 1);
+      if (at < kMostListed) s.listed[at] = make_uint2(bits, static_cast<uint32_t>(c));
     }
+    __syncthreads();
+    const int32_t num_listed = s.num_listed;
+    const bool fits = num_listed <= kMostListed;
+    const auto select = [&](int32_t count, auto key) {
+      if (bin > 0) {
+        return select_key(count, target, kFirstBin + static_cast<uint32_t>(bin), kBinShift, &above,
+                          key, mass, s);
+      }
+      const auto small = [&](uint32_t k) { return bin_of(k) == 0 ? mass(k) : 0ULL; };
+      return select_key(count, target, 0, 32, &above, key, small, s);
+    };
+    threshold = fits ? select(num_listed, [&](int32_t i) { return s.listed[i].x; })
+                     : select(cols, [&](int32_t c) { return __float_as_uint(weight(c)); });
     of_tie = mass(threshold);
     ties_left = (target - above + of_tie - 1) / of_tie;
     left = above + ties_left * of_tie;
+    if (fits) {
+      for (int32_t i = 0; i < num_listed; ++i) {
+        const uint2 one = s.listed[i];
+        if (static_cast<int32_t>(one.y) / segment != warp || i % 32 != thread % 32) continue;
+        if (one.x > threshold) sum += mass(one.x);
+        if (one.x == threshold) ++ties;
+      }
+    } else {
+      sum = sum_segment(my_begin, my_end, 32, &ties);
+    }
   }
   // Survivors by ascending id: first the warp's segment in which the sum crosses the drawn mass,
   // then the token in it.
-  const int32_t segment = ((cols + 31) / 32 + 31) / 32 * 32;
-  const auto sum_segment = [&](int32_t begin, int32_t end, int32_t step, unsigned long long* ties) {
-    unsigned long long sum = 0;
-    for (int32_t c = begin; c < end; c += step) {
-      const float w = logits[c];
-      const uint32_t bits = __float_as_uint(w);
-      if (filtered && bits == threshold) ++*ties;
-      if (bits > threshold || !filtered) sum += mass_of(w);
-    }
-    return sum;
-  };
-  const int32_t warp = thread / 32;
-  unsigned long long ties = 0;
-  unsigned long long sum = sum_segment(min(cols, warp * segment) + thread % 32,
-                                       min(cols, (warp + 1) * segment), 32, &ties);
 #pragma unroll
   for (int offset = 16; offset > 0; offset /= 2) {
     sum += __shfl_xor_sync(0xffffffffU, sum, offset);
@@ -381,12 +435,11 @@ __global__ void __launch_bounds__(kDrawThreads)
   unsigned long long before = s.before + block_prefix(sum, s);
   if (sum == 0 || before > target || before + sum <= target) return;
   for (int32_t c = begin; c < end; ++c) {
-    const float w = logits[c];
-    const uint32_t bits = __float_as_uint(w);
+    const uint32_t bits = __float_as_uint(weight(c));
     if (filtered && bits == threshold) {
       before += ties_before++ < ties_left ? of_tie : 0;
     } else if (bits > threshold || !filtered) {
-      before += mass_of(w);
+      before += mass(bits);
     }
     if (before > target) {
       ids[r] = c;

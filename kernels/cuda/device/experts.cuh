@@ -17,7 +17,7 @@ __device__ inline float gate_value(ExpertGate kind, float gate, float up, float 
                                    float limit) {
   switch (kind) {
     case ExpertGate::kSilu:
-      return up * gate / (1.0F + __expf(-gate));
+      return up * __fdividef(gate, 1.0F + __expf(-gate));
     case ExpertGate::kGelu:
       return up * 0.5F * gate * (1.0F + erff(gate * 0.70710678118654752F));
     case ExpertGate::kGeluTanh:
@@ -25,7 +25,7 @@ __device__ inline float gate_value(ExpertGate kind, float gate, float up, float 
              (1.0F + tanhf(0.7978845608028654F * (gate + 0.044715F * gate * gate * gate)));
     case ExpertGate::kClampedSwiglu: {
       const float g = fminf(gate, limit);
-      return (fminf(fmaxf(up, -limit), limit) + 1.0F) * g / (1.0F + __expf(-alpha * g));
+      return (fminf(fmaxf(up, -limit), limit) + 1.0F) * __fdividef(g, 1.0F + __expf(-alpha * g));
     }
     default:
       return gate;
