@@ -54,17 +54,19 @@ struct MaxState {
 };
 
 struct AttentionArgs {
-  float* out = nullptr;  // [rows, num_q_heads * head_dim]
+  float* out = nullptr;  // [rows, num_q_heads * value_dim]
   int64_t out_stride = 0;
-  const float* q = nullptr;
+  const float* q = nullptr;  // [rows, num_q_heads * head_dim]
   int64_t q_stride = 0;
   const float* k = nullptr;  // (block, head) pieces, strides in elements: K [head_dim][block_size],
   const float* v = nullptr;  // V [block_size][head_dim]
+  bool latent = false;       // k [block_size][head_dim], v is k
   int64_t block_stride = 0;
   int64_t head_stride = 0;
   int64_t block_size = 0;
   int64_t head_dim = 0;
-  int64_t group = 1;  // query heads that share a KV head
+  int64_t value_dim = 0;  // head_dim, or less: leading columns of V that count
+  int64_t group = 1;      // query heads that share a KV head
   float scale = 1.0F;
   int64_t window = 0;            // 0: all
   const float* sinks = nullptr;  // [num_q_heads] or null
@@ -97,6 +99,28 @@ struct RopeWriteArgs {
   float* v = nullptr;
   int64_t block_stride = 0;
   int64_t head_stride = 0;
+  int64_t block_size = 0;
+};
+
+struct LatentRopeWriteArgs {  // backend::LatentRopeWriteKv
+  float* q_latent = nullptr;  // [rows, num_heads * (latent_dim + rotary_dim)]
+  int64_t q_latent_stride = 0;
+  const float* q = nullptr;  // [rows, num_heads * q_head_dim]
+  int64_t q_stride = 0;
+  int64_t q_head_dim = 0;
+  const float* latent_kv = nullptr;  // [rows, latent_dim + rotary_dim]
+  int64_t latent_kv_stride = 0;
+  int64_t num_heads = 0;
+  int64_t latent_dim = 0;
+  int64_t rotary_dim = 0;
+  const float* norm = nullptr;  // [latent_dim]
+  float norm_eps = 0.0F;
+  const float* cos_sin = nullptr;  // [positions, rotary_dim]
+  bool interleaved = true;
+  const int32_t* positions = nullptr;
+  const int32_t* slot_mapping = nullptr;
+  float* cache = nullptr;  // blocks [block_size][latent_dim + rotary_dim]
+  int64_t block_stride = 0;
   int64_t block_size = 0;
 };
 
@@ -145,6 +169,7 @@ struct KernelTable {
   // out[n] = gate(x[2i]) * x[2i + 1]
   void (*gated)(float* out, const float* x, int64_t n, Gate gate);
   void (*rope_write)(const RopeWriteArgs& args, int64_t row_begin, int64_t row_end);
+  void (*latent_rope_write)(const LatentRopeWriteArgs& args, int64_t row_begin, int64_t row_end);
   void (*accumulate)(float* out, const float* x, int64_t n);
   RowMax (*row_max)(const float* x, int64_t n);
   // x → exp((x - max) * inverse_temperature), 0 where x < threshold or the result < min_weight.

@@ -48,6 +48,27 @@ struct RopeWriteArgs {
 };
 void rope_write(cudaStream_t stream, const RopeWriteArgs& args);
 
+struct LatentRopeWriteArgs {  // backend::LatentRopeWriteKv
+  View q_latent;
+  View q;
+  View latent_kv;
+  int64_t rows = 0;
+  int32_t num_heads = 0;
+  int32_t q_head_dim = 0;
+  int32_t latent_dim = 0;
+  int32_t rotary_dim = 0;
+  const float* norm = nullptr;
+  float norm_eps = 0.0F;
+  const float* cos_sin = nullptr;
+  bool interleaved = true;
+  const int32_t* positions = nullptr;
+  const int32_t* slot_mapping = nullptr;
+  void* cache = nullptr;
+  int64_t block_stride = 0;
+  int32_t block_size = 0;
+};
+void latent_rope_write(cudaStream_t stream, const LatentRopeWriteArgs& args);
+
 struct AttentionArgs {
   View out;
   View q;
@@ -59,6 +80,7 @@ struct AttentionArgs {
   int32_t num_kv_heads = 0;
   int32_t group = 1;  // query heads a KV head
   int32_t head_dim = 0;
+  int32_t value_dim = 0;  // of attention_latent; the others' is head_dim
   const int32_t* cu_seqlens_q = nullptr;
   const int32_t* context_lens = nullptr;
   const int32_t* block_table = nullptr;
@@ -112,6 +134,12 @@ void attention_prefix_hopper(cudaStream_t stream, const AttentionArgs& args,
                              const DecodePlan& plan);
 void attention_any(cudaStream_t stream, const AttentionArgs& args, int32_t first, int32_t sequences,
                    int32_t max_rows);
+
+// Over latent rows k [.., head_dim <= kMostLatentWidth], whose first value_dim elements are the
+// values; no window, sinks or softcap.
+inline constexpr int32_t kMostLatentWidth = 1024;
+void attention_latent(cudaStream_t stream, const AttentionArgs& args, int32_t first,
+                      int32_t sequences, int32_t max_rows);
 
 enum class Gate : uint8_t { kSilu, kGelu, kGeluTanh };
 void gated_activation(cudaStream_t stream, const View& out, const View& gate_up, int64_t rows,

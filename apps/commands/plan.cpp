@@ -64,9 +64,12 @@ int plan_command(const Options& options, int world_size) {
   const planner::Hardware hardware = hardware_of(options, world_size);
   planner::PlanRequest request = make_plan_request(options, config, hardware.cuda);
   read_lengths(&request, options, options.sampling.max_tokens.value_or(0));
-  fmt::print("{}: {} layers, hidden {}, {} heads, {} KV heads of {}, vocabulary {}\n",
-             config.architecture, config.num_layers(), config.hidden_size,
-             config.num_attention_heads, config.num_key_value_heads, config.head_dim,
+  const std::string kv =
+      config.is_latent()
+          ? fmt::format("latent KV rows of {}", config.head_dim)
+          : fmt::format("{} KV heads of {}", config.num_key_value_heads, config.head_dim);
+  fmt::print("{}: {} layers, hidden {}, {} heads, {}, vocabulary {}\n", config.architecture,
+             config.num_layers(), config.hidden_size, config.num_attention_heads, kv,
              config.vocab_size);
   fmt::print("typical row: {:.0f} prompt and {:.0f} completion tokens ({})\n",
              request.lengths.prompt, request.lengths.completion,

@@ -134,7 +134,7 @@ void soften(const AttentionArgs& args, const AttentionTask& task, const Scratch&
   for (int64_t i = 0; i < queries; ++i) {
     s.row_sum[i] += exponents_of(s.scores + i * kKeyTile, range, s.row_max[i]);
   }
-  const int64_t padded = round_up(args.head_dim, kPanelWidth);
+  const int64_t padded = round_up(args.value_dim, kPanelWidth);
   for (int64_t i = 0; i < queries; ++i) {
     if (s.correction[i] == 1.0F) continue;
     const Vec correction = hn::Set(kTag, s.correction[i]);
@@ -148,7 +148,7 @@ void soften(const AttentionArgs& args, const AttentionTask& task, const Scratch&
 // The columns of V behind the last whole panel, zero-padded to one.
 void load_value_edge(const AttentionArgs& args, const AttentionTask& task, const KeyRange& range,
                      int64_t column, float* edge) {
-  const auto bytes = static_cast<size_t>(args.head_dim - column) * sizeof(float);
+  const auto bytes = static_cast<size_t>(args.value_dim - column) * sizeof(float);
   for (int64_t j = range.begin; j < range.end; ++j) {
     float* to = edge + j * kPanelWidth;
     std::memset(to, 0, static_cast<size_t>(kPanelWidth) * sizeof(float));
@@ -159,8 +159,8 @@ void load_value_edge(const AttentionArgs& args, const AttentionTask& task, const
 // sums += p · V over the keys of the range, for the row tile whose probabilities are packed in s.p.
 void add_values(const AttentionArgs& args, const AttentionTask& task, const Scratch& s,
                 const KeyRange& range, int64_t first_query, int64_t rows) {
-  const int64_t padded = round_up(args.head_dim, kPanelWidth);
-  const int64_t whole = args.head_dim / kPanelWidth * kPanelWidth;
+  const int64_t padded = round_up(args.value_dim, kPanelWidth);
+  const int64_t whole = args.value_dim / kPanelWidth * kPanelWidth;
   const auto index = static_cast<size_t>(rows - 1);
   const int64_t at_once = panels_at_once(rows);
   float* sums = s.sums + first_query * padded;
@@ -182,7 +182,7 @@ void add_values(const AttentionArgs& args, const AttentionTask& task, const Scra
     }
     j += run;
   }
-  if (whole < args.head_dim) {
+  if (whole < args.value_dim) {
     kMicro<F32Rows>[index]({.c = sums + whole,
                             .c_stride = padded,
                             .a = s.p,
@@ -196,7 +196,7 @@ void add_values(const AttentionArgs& args, const AttentionTask& task, const Scra
 void start_queries(const AttentionArgs& args, const AttentionTask& task, const Scratch& s,
                    const RowTiles& tiles) {
   const int64_t queries = tiles.rows;
-  const int64_t padded = round_up(args.head_dim, kPanelWidth);
+  const int64_t padded = round_up(args.value_dim, kPanelWidth);
   // q of a row is [group, head_dim] without gaps: gather it to [queries, head_dim] in the place of
   // sums.
   float* gathered = s.sums;
@@ -223,18 +223,18 @@ void start_queries(const AttentionArgs& args, const AttentionTask& task, const S
 }
 
 void finish_queries(const AttentionArgs& args, const AttentionTask& task, const Scratch& s) {
-  const int64_t padded = round_up(args.head_dim, kPanelWidth);
+  const int64_t padded = round_up(args.value_dim, kPanelWidth);
   for (int64_t i = 0; i < task.num_rows * args.group; ++i) {
     float* out = args.out + (task.first_row + i / args.group) * args.out_stride +
-                 (task.kv_head * args.group + i % args.group) * args.head_dim;
+                 (task.kv_head * args.group + i % args.group) * args.value_dim;
     const Vec sum = hn::Set(kTag, s.row_sum[i]);
     const float* sums = s.sums + i * padded;
     int64_t d = 0;
-    for (; d + kLanes <= args.head_dim; d += kLanes) {
+    for (; d + kLanes <= args.value_dim; d += kLanes) {
       hn::StoreU(hn::Div(hn::LoadU(kTag, sums + d), sum), kTag, out + d);
     }
-    if (d < args.head_dim) {
-      store_partial(hn::Div(hn::LoadU(kTag, sums + d), sum), out + d, args.head_dim - d);
+    if (d < args.value_dim) {
+      store_partial(hn::Div(hn::LoadU(kTag, sums + d), sum), out + d, args.value_dim - d);
     }
   }
 }
@@ -248,7 +248,7 @@ void attention(const AttentionArgs& args, const AttentionTask& task, float* scra
   const int64_t end = task.first_position + task.num_rows;
   const int64_t begin =
       args.window == 0 ? 0 : HWY_MAX(int64_t{0}, task.first_position + 1 - args.window);
-  const int64_t whole = args.head_dim / kPanelWidth * kPanelWidth;
+  const int64_t whole = args.value_dim / kPanelWidth * kPanelWidth;
   for (int64_t tile = begin / kKeyTile * kKeyTile; tile < end; tile += kKeyTile) {
     const KeyRange range = {.tile = tile,
                             .begin = HWY_MAX(begin - tile, int64_t{0}),
@@ -260,7 +260,7 @@ void attention(const AttentionArgs& args, const AttentionTask& task, float* scra
     if (next < end) {
       fetch_keys(args, task, {.tile = next, .begin = 0, .end = HWY_MIN(end - next, kKeyTile)});
     }
-    if (whole < args.head_dim) load_value_edge(args, task, range, whole, s.value_edge);
+    if (whole < args.value_dim) load_value_edge(args, task, range, whole, s.value_edge);
     soften(args, task, s, range);
     for (int64_t t = 0; t < tiles.count(); ++t) {
       pack_rows_of_a(s.p, s.scores + tiles.begin(t) * kKeyTile + range.begin, kKeyTile,

@@ -131,6 +131,39 @@ void rotate(float* x, const float* cos_sin, int64_t half) {
   }
 }
 
+// to = from turned; pairs (2i, 2i + 1) where interleaved, else (i, i + half). to may be from.
+void rotate_pairs(float* to, const float* from, const float* cos_sin, int64_t half,
+                  bool interleaved) {
+  for (int64_t i = 0; i < half; ++i) {
+    const int64_t first = interleaved ? 2 * i : i;
+    const int64_t second = interleaved ? 2 * i + 1 : i + half;
+    const float a = from[first];
+    const float b = from[second];
+    to[first] = a * cos_sin[i] - b * cos_sin[half + i];
+    to[second] = b * cos_sin[i] + a * cos_sin[half + i];
+  }
+}
+
+void latent_rope_write(const LatentRopeWriteArgs& args, int64_t row_begin, int64_t row_end) {
+  const int64_t width = args.latent_dim + args.rotary_dim;
+  const int64_t half = args.rotary_dim / 2;
+  for (int64_t r = row_begin; r < row_end; ++r) {
+    const int64_t slot = args.slot_mapping[r];
+    if (slot < 0) continue;
+    const float* cos_sin = args.cos_sin + args.positions[r] * args.rotary_dim;
+    for (int64_t h = 0; h < args.num_heads; ++h) {
+      rotate_pairs(args.q_latent + r * args.q_latent_stride + h * width + args.latent_dim,
+                   args.q + r * args.q_stride + (h + 1) * args.q_head_dim - args.rotary_dim,
+                   cos_sin, half, args.interleaved);
+    }
+    const float* from = args.latent_kv + r * args.latent_kv_stride;
+    float* to =
+        args.cache + slot / args.block_size * args.block_stride + slot % args.block_size * width;
+    rms_norm_row(to, from, args.norm, args.norm_eps, args.latent_dim);
+    rotate_pairs(to + args.latent_dim, from + args.latent_dim, cos_sin, half, args.interleaved);
+  }
+}
+
 void rope_write(const RopeWriteArgs& args, int64_t row_begin, int64_t row_end) {
   const int64_t n = args.head_dim;
   const auto head_bytes = static_cast<size_t>(n) * sizeof(float);
@@ -166,6 +199,7 @@ void fill(KernelTable& table) {
   table.norm = &norm;
   table.gated = &gated;
   table.rope_write = &rope_write;
+  table.latent_rope_write = &latent_rope_write;
   table.accumulate = &accumulate;
 }
 

@@ -28,7 +28,7 @@ struct Scratch {
   float* keys = nullptr;    // [kKeyPanels][head_dim][kPanelWidth]
   float* scores = nullptr;  // [queries, kKeyTile]
   float* p = nullptr;       // one row tile: [keys of the tile][queries of the row tile]
-  float* sums = nullptr;    // [queries, padded head_dim]
+  float* sums = nullptr;    // [queries, padded value_dim]
   float* value_edge =
       nullptr;  // [kKeyTile, kPanelWidth]: last columns of V where head_dim is no multiple
   float* row_max = nullptr;     // [queries]
@@ -86,14 +86,22 @@ struct KeyVectors {
   int64_t step = 0;
 };
 
-// Copies the keys of a range into s.keys, for blocks that vectors do not divide.
+// Copies the keys of a range into s.keys: of blocks that vectors do not divide, and of latent rows.
 inline void gather_keys(const AttentionArgs& args, const AttentionTask& task, const KeyRange& range,
                         float* keys) {
   for (int64_t j = range.begin; j < range.end;) {
     const int64_t position = range.tile + j;
     const int64_t run = HWY_MIN(run_length(args, position, range.end - j), kLanes - j % kLanes);
-    const float* from = piece_of(args, task, args.k, position) + position % args.block_size;
     float* to = keys + j / kLanes * args.head_dim * kLanes + j % kLanes;
+    if (args.latent) {
+      const float* row = value_of(args, task, position);
+      for (int64_t i = 0; i < run; ++i, row += args.head_dim) {
+        for (int64_t d = 0; d < args.head_dim; ++d) to[d * kLanes + i] = row[d];
+      }
+      j += run;
+      continue;
+    }
+    const float* from = piece_of(args, task, args.k, position) + position % args.block_size;
     for (int64_t d = 0; d < args.head_dim; ++d) {
       std::memcpy(to + d * kLanes, from + d * args.block_size,
                   static_cast<size_t>(run) * sizeof(float));
@@ -105,7 +113,7 @@ inline void gather_keys(const AttentionArgs& args, const AttentionTask& task, co
 inline KeyVectors load_keys(const AttentionArgs& args, const AttentionTask& task,
                             const KeyRange& range, float* scratch) {
   KeyVectors keys;
-  const bool direct = args.block_size % kLanes == 0;
+  const bool direct = !args.latent && args.block_size % kLanes == 0;
   keys.step = direct ? args.block_size : kLanes;
   if (!direct) gather_keys(args, task, range, scratch);
   const int64_t first = range.begin / kLanes;
@@ -122,6 +130,7 @@ inline KeyVectors load_keys(const AttentionArgs& args, const AttentionTask& task
 // Brings keys or values of a range near, a cache line of 16 floats at a time.
 inline void fetch_keys(const AttentionArgs& args, const AttentionTask& task,
                        const KeyRange& range) {
+  if (args.latent) return;  // values of the same rows, which are fetched
   for (int64_t j = range.begin; j < range.end;) {
     const int64_t run = run_length(args, range.tile + j, range.end - j);
     const float* from = piece_of(args, task, args.k, range.tile + j);

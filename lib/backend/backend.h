@@ -51,6 +51,18 @@ struct Weight {
   int32_t group_size = 0;
 };
 
+// Weights of one kind, of experts or of heads, one after the other: the i-th is like first, i *
+// stride_bytes further.
+struct WeightStack {
+  Weight first;
+  int64_t stride_bytes = 0;
+  Weight at(int64_t index) const {
+    Weight one = first;
+    one.data = static_cast<char*>(first.data) + index * stride_bytes;
+    return one;
+  }
+};
+
 // Paged KV of one layer. Element (block, head, token, d) at base + block*block_stride +
 // head*head_stride + token*token_stride + d, in elements. Layout [block, kv_head, block_size,
 // head_dim] for K and for V. Only the backend's own ops look inside a (block, head) piece; the CPU
@@ -65,6 +77,11 @@ struct KvView {
   int32_t block_size = 0;
   int32_t num_kv_heads = 0;
   int32_t head_dim = 0;
+  // > 0: latent rows, one a token, [block, 1, block_size, head_dim] on every backend: a whole row
+  // is the key, its first latent_dim elements are the value too; v is null.
+  int32_t latent_dim = 0;
+
+  int32_t value_dim() const { return latent_dim > 0 ? latent_dim : head_dim; }
 };
 
 // Decode sequences [first_sequence, first_sequence + num_sequences) whose contexts begin with the
@@ -121,6 +138,36 @@ struct QkNormRopeWriteKv {
   int32_t num_q_heads = 0;
 };
 
+// One product a head, [rows, in_features] times [out_features, in_features] transposed: head h
+// reads columns [h * a_step, h * a_step + in_features) of a and writes [h * out_step, h * out_step
+// + out_features) of out.
+struct HeadGemm {
+  Matrix out;
+  int64_t out_step = 0;
+  Matrix a;  // not out
+  int64_t a_step = 0;
+  WeightStack weights;  // num_heads of them, each packed like gemm's
+  int32_t num_heads = 0;
+};
+
+// Latent attention, with latent = kv.latent_dim and rotary = rope.rotary_dim. A row of latent_kv is
+// [latent | rotary]: RMS norm of the first part, rope of the second, then to the cache at
+// slot_mapping (-1: padding row, skipped). The last rotary columns of head h of q turn likewise,
+// into the last of head h of q_latent, whose first latent ones stay.
+struct LatentRopeWriteKv {
+  Matrix q_latent;             // [rows, num_heads * (latent + rotary)]
+  Matrix q;                    // [rows, num_heads * q_head_dim]
+  Matrix latent_kv;            // [rows, latent + rotary], read alone
+  const void* norm = nullptr;  // [latent] f32
+  float norm_eps = 0.0F;
+  RopeView rope;
+  bool interleaved = true;                // pairs are (2i, 2i + 1), else (i, i + rotary / 2)
+  const int32_t* positions = nullptr;     // [rows]
+  const int32_t* slot_mapping = nullptr;  // [rows]
+  KvView kv;
+  int32_t num_heads = 0;
+};
+
 // kClampedSwiglu (gpt-oss, experts alone): (clamp(up) + 1) * g * sigmoid(alpha * g), g = min(gate,
 // limit), up clamped to ±limit.
 enum class Activation : uint8_t { kSilu, kGelu, kGeluTanh, kClampedSwiglu };
@@ -143,18 +190,6 @@ struct RouteOptions {
   int64_t* counts = nullptr;          // [num_experts] += rows that chose it, or null
 };
 
-// Expert weights of one kind, one expert after the other: expert i's is like first, i *
-// stride_bytes further.
-struct ExpertWeights {
-  Weight first;
-  int64_t stride_bytes = 0;
-  Weight at(int64_t index) const {
-    Weight one = first;
-    one.data = static_cast<char*>(first.data) + index * stride_bytes;
-    return one;
-  }
-};
-
 // out[r] = sum over the local experts e that row r chose of weight * (down_e · activation(gate_up_e
 // · x[r] + bias) + bias); zero where it chose none. Sums in f32.
 struct MoeExperts {
@@ -165,8 +200,8 @@ struct MoeExperts {
   int32_t top_k = 1;
   int32_t first_expert = 0;  // local: [first_expert, first_expert + num_experts)
   int32_t num_experts = 0;
-  ExpertWeights gate_up;                // each [2 * intermediate, hidden], gate and up interleaved
-  ExpertWeights down;                   // each [hidden, intermediate]
+  WeightStack gate_up;                  // each [2 * intermediate, hidden], gate and up interleaved
+  WeightStack down;                     // each [hidden, intermediate]
   const float* gate_up_bias = nullptr;  // [num_experts, 2 * intermediate] or null
   const float* down_bias = nullptr;     // [num_experts, hidden] or null
   Activation activation = Activation::kSilu;
@@ -354,8 +389,11 @@ class Backend {
   virtual void gemm(Stream, const Matrix& out, const Matrix& a, const Weight& weight,
                     const void* bias) = 0;
   virtual void qk_norm_rope_write_kv(Stream, const QkNormRopeWriteKv& args) = 0;
-  // out[rows, num_q_heads * head_dim]; q likewise, row-strided. Causal; GQA by num_q_heads /
-  // num_kv_heads.
+  virtual void head_gemm(Stream, const HeadGemm& args) = 0;
+  virtual void latent_rope_write_kv(Stream, const LatentRopeWriteKv& args) = 0;
+  // out[rows, num_q_heads * value_dim]; q[rows, num_q_heads * head_dim], row-strided. Causal; GQA
+  // by num_q_heads / num_kv_heads.
+  // Latent rows take no window, sinks or softcap.
   virtual void attention(Stream, const Matrix& out, const Matrix& q, const KvView& kv,
                          const AttentionBatch& batch, const AttentionOptions& options) = 0;
   // out[rows, n] = activation(gate) * up; gate_up [rows, 2n] with gate at column 2i, up at 2i + 1.

@@ -54,6 +54,8 @@ class CpuBackend final : public Backend {
   void gemm(Stream, const Matrix& out, const Matrix& a, const Weight& weight,
             const void* bias) override;
   void qk_norm_rope_write_kv(Stream, const QkNormRopeWriteKv& args) override;
+  void head_gemm(Stream, const HeadGemm& args) override;
+  void latent_rope_write_kv(Stream, const LatentRopeWriteKv& args) override;
   void attention(Stream, const Matrix& out, const Matrix& q, const KvView& kv,
                  const AttentionBatch& batch, const AttentionOptions& options) override;
   void gated_activation(Stream, const Matrix& out, const Matrix& gate_up,

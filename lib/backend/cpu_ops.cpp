@@ -221,26 +221,23 @@ void CpuBackend::attention(Stream, const Matrix& out, const Matrix& q, const KvV
                            const AttentionBatch& batch, const AttentionOptions& options) {
   check_f32(out, "out");
   check_f32(q, "q");
-  check_same_shape(out, q);
-  const int64_t width = int64_t{kv.num_kv_heads} * kv.head_dim;
   check_kv(kv);
-  MPINFER_CHECK(width > 0 && q.cols % width == 0, "{} columns of q for {} KV heads of {}", q.cols,
-                kv.num_kv_heads, kv.head_dim);
+  const int64_t q_heads = check_attention(out, q, kv, batch, options);
   const auto sequences = static_cast<size_t>(batch.num_sequences);
-  MPINFER_CHECK(batch.host_cu_seqlens_q.size() == sequences + 1 &&
-                    batch.host_context_lens.size() == sequences,
-                "{} sequences, {} lengths of context", sequences, batch.host_context_lens.size());
+  const bool latent = kv.latent_dim > 0;
   const cpu::AttentionArgs args = {.out = out.row<float>(0),
                                    .out_stride = out.stride,
                                    .q = q.row<float>(0),
                                    .q_stride = q.stride,
                                    .k = static_cast<const float*>(kv.k),
-                                   .v = static_cast<const float*>(kv.v),
+                                   .v = static_cast<const float*>(latent ? kv.k : kv.v),
+                                   .latent = latent,
                                    .block_stride = kv.block_stride,
                                    .head_stride = kv.head_stride,
                                    .block_size = kv.block_size,
                                    .head_dim = kv.head_dim,
-                                   .group = q.cols / width,
+                                   .value_dim = kv.value_dim(),
+                                   .group = q_heads / kv.num_kv_heads,
                                    .scale = options.scale,
                                    .window = options.window,
                                    .sinks = options.sinks,

@@ -67,6 +67,8 @@ class CudaBackend final : public Backend {
   void gemm(Stream stream, const Matrix& out, const Matrix& a, const Weight& weight,
             const void* bias) override;
   void qk_norm_rope_write_kv(Stream stream, const QkNormRopeWriteKv& args) override;
+  void head_gemm(Stream stream, const HeadGemm& args) override;
+  void latent_rope_write_kv(Stream stream, const LatentRopeWriteKv& args) override;
   void attention(Stream stream, const Matrix& out, const Matrix& q, const KvView& kv,
                  const AttentionBatch& batch, const AttentionOptions& options) override;
   void gated_activation(Stream stream, const Matrix& out, const Matrix& gate_up,
@@ -99,6 +101,8 @@ class CudaBackend final : public Backend {
   cudaStream_t stream_of(Stream stream) const { return streams_[static_cast<size_t>(stream)]; }
 
  private:
+  void attend_latent(Stream stream, const kernels::cuda::AttentionArgs& args,
+                     const AttentionBatch& batch);
   void decode(Stream stream, const kernels::cuda::AttentionArgs& args, const AttentionBatch& batch,
               int32_t sequences);
   void plan_prefixes(kernels::cuda::DecodePlan& plan, const kernels::cuda::AttentionArgs& args,

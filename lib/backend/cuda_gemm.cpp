@@ -39,16 +39,22 @@ int64_t bucket_of(int64_t rows) {
   return (rows + step - 1) / step * step;
 }
 
-uint32_t alignment_of(const void* data, int64_t stride, DType dtype) {
+uint32_t alignment_of(const void* data, int64_t stride, int64_t step, DType dtype) {
   const auto bits = static_cast<uint64_t>(reinterpret_cast<uintptr_t>(data)) |
-                    static_cast<uint64_t>(stride * size_of(dtype)) | 16U;
+                    static_cast<uint64_t>((stride | step) * size_of(dtype)) | 16U;
   return static_cast<uint32_t>(bits & (~bits + 1));
 }
 
-cublasLtMatrixLayoutOpaque_t layout(DType dtype, int64_t rows, int64_t cols, int64_t stride) {
+cublasLtMatrixLayoutOpaque_t layout(DType dtype, int64_t rows, int64_t cols, int64_t stride,
+                                    int32_t count, int64_t step) {
   cublasLtMatrixLayoutOpaque_t out{};
   MPINFER_CUBLAS(cublasLtMatrixLayoutInit(&out, cuda_type(dtype), static_cast<uint64_t>(rows),
                                           static_cast<uint64_t>(cols), stride));
+  if (count == 1) return out;
+  MPINFER_CUBLAS(cublasLtMatrixLayoutSetAttribute(&out, CUBLASLT_MATRIX_LAYOUT_BATCH_COUNT, &count,
+                                                  sizeof(count)));
+  MPINFER_CUBLAS(cublasLtMatrixLayoutSetAttribute(&out, CUBLASLT_MATRIX_LAYOUT_STRIDED_BATCH_OFFSET,
+                                                  &step, sizeof(step)));
   return out;
 }
 
@@ -107,7 +113,7 @@ CudaGemm::CudaGemm(bool deterministic, const std::string& gpu) : deterministic_(
   std::string name = gpu;
   std::replace_if(
       name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) == 0; }, '-');
-  cache_path_ = fmt::format("{}/mpinfer/products-{}-{}",
+  cache_path_ = fmt::format("{}/mpinfer/products-2-{}-{}",
                             cache != nullptr ? cache : std::string(home) + "/.cache", name,
                             cublasLtGetVersion());
   read_cache();
@@ -119,7 +125,7 @@ CudaGemm::~CudaGemm() {
   cublasLtDestroy(handle_);
 }
 
-// Lines of "n k bucket type type alignment algorithm-in-hex". The library checks an algorithm
+// Lines of "n k bucket count type type alignment algorithm-in-hex". The library checks an algorithm
 // before it is used.
 void CudaGemm::read_cache() {
   std::ifstream file(cache_path_);
@@ -127,10 +133,11 @@ void CudaGemm::read_cache() {
   while (std::getline(file, line)) {
     std::istringstream fields(line);
     int64_t n = 0, k = 0, bucket = 0;
+    int32_t count = 0;
     int in = 0, out = 0;
     uint32_t alignment = 0;
     std::string hex;
-    if (!(fields >> n >> k >> bucket >> in >> out >> alignment >> hex)) continue;
+    if (!(fields >> n >> k >> bucket >> count >> in >> out >> alignment >> hex)) continue;
     cublasLtMatmulAlgo_t algo{};
     if (hex.size() != 2 * sizeof(algo) ||
         hex.find_first_not_of("0123456789abcdef") != std::string::npos)
@@ -139,8 +146,8 @@ void CudaGemm::read_cache() {
     for (size_t i = 0; i < sizeof(algo); ++i) {
       bytes[i] = static_cast<unsigned char>(std::stoi(hex.substr(2 * i, 2), nullptr, 16));
     }
-    chosen_.emplace(Key{n, k, bucket, static_cast<DType>(in), static_cast<DType>(out), alignment},
-                    algo);
+    chosen_.emplace(
+        Key{n, k, bucket, count, static_cast<DType>(in), static_cast<DType>(out), alignment}, algo);
   }
 }
 
@@ -153,8 +160,8 @@ void CudaGemm::write_cache() const noexcept {
     {
       std::ofstream file(temporary);
       for (const auto& [key, algo] : chosen_) {
-        const auto& [n, k, bucket, in, out, alignment] = key;
-        file << n << ' ' << k << ' ' << bucket << ' ' << static_cast<int>(in) << ' '
+        const auto& [n, k, bucket, count, in, out, alignment] = key;
+        file << n << ' ' << k << ' ' << bucket << ' ' << count << ' ' << static_cast<int>(in) << ' '
              << static_cast<int>(out) << ' ' << alignment << ' ';
         const auto* bytes = reinterpret_cast<const unsigned char*>(&algo);
         for (size_t i = 0; i < sizeof(algo); ++i) file << fmt::format("{:02x}", bytes[i]);
@@ -229,20 +236,22 @@ cublasLtMatmulAlgo_t CudaGemm::choose(cudaStream_t stream, void* workspace, cons
 }
 
 void CudaGemm::multiply(cudaStream_t stream, void* workspace, const Matrix& out, const Matrix& a,
-                        const void* weight, float scale) {
+                        const void* weight, float scale, const Batch& batch) {
   const int64_t n = out.cols;
   const int64_t k = a.cols;
-  Problem p{.weight = layout(a.dtype, k, n, k),
-            .a = layout(a.dtype, k, a.rows, a.stride),
-            .out = layout(out.dtype, n, out.rows, out.stride),
+  Problem p{.weight = layout(a.dtype, k, n, k, batch.count, batch.weight_step),
+            .a = layout(a.dtype, k, a.rows, a.stride, batch.count, batch.a_step),
+            .out = layout(out.dtype, n, out.rows, out.stride, batch.count, batch.out_step),
             .weight_data = weight,
             .a_data = a.data,
             .out_data = out.data,
             .scale = scale,
-            .alignment = {alignment_of(weight, k, a.dtype), alignment_of(a.data, a.stride, a.dtype),
-                          alignment_of(out.data, out.stride, out.dtype)}};
+            .alignment = {alignment_of(weight, k, batch.weight_step, a.dtype),
+                          alignment_of(a.data, a.stride, batch.a_step, a.dtype),
+                          alignment_of(out.data, out.stride, batch.out_step, out.dtype)}};
   const uint32_t alignment = p.alignment[0] << 16 | p.alignment[1] << 8 | p.alignment[2];
-  const Key key{n, k, deterministic_ ? 0 : bucket_of(a.rows), a.dtype, out.dtype, alignment};
+  const Key key{n,         k,        deterministic_ ? 0 : bucket_of(a.rows), batch.count, a.dtype,
+                out.dtype, alignment};
   auto found = chosen_.find(key);
   if (found == chosen_.end()) {
     found = chosen_.emplace(key, choose(stream, workspace, p)).first;

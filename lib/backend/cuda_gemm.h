@@ -24,16 +24,27 @@ class CudaGemm {
   CudaGemm(const CudaGemm&) = delete;
   CudaGemm& operator=(const CudaGemm&) = delete;
 
+  // Products of one shape, each so many elements behind the one before.
+  struct Batch {
+    int32_t count = 1;
+    int64_t out_step = 0;
+    int64_t a_step = 0;
+    int64_t weight_step = 0;
+  };
   // out[rows, n] = scale * a[rows, k] · weight[n, k]ᵀ; a and weight of one type, out of that type
   // or f32.
   void multiply(cudaStream_t stream, void* workspace, const Matrix& out, const Matrix& a,
-                const void* weight, float scale);
+                const void* weight, float scale, const Batch& batch);
+  void multiply(cudaStream_t stream, void* workspace, const Matrix& out, const Matrix& a,
+                const void* weight, float scale) {
+    multiply(stream, workspace, out, a, weight, scale, {});
+  }
 
   static constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // one for each stream
 
  private:
-  // n, k, bucket of rows, types, alignment of a | weight | out in bytes
-  using Key = std::tuple<int64_t, int64_t, int64_t, DType, DType, uint32_t>;
+  // n, k, bucket of rows, products at once, types, alignment of a | weight | out in bytes
+  using Key = std::tuple<int64_t, int64_t, int64_t, int32_t, DType, DType, uint32_t>;
   struct Problem;
 
   void read_cache();

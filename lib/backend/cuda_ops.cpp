@@ -191,15 +191,10 @@ void CudaBackend::plan_prefixes(cuda::DecodePlan& plan, const cuda::AttentionArg
 
 void CudaBackend::attention(Stream stream, const Matrix& out, const Matrix& q, const KvView& kv,
                             const AttentionBatch& batch, const AttentionOptions& options) {
-  check_same_shape(out, q);
-  const int64_t width = int64_t{kv.num_kv_heads} * kv.head_dim;
-  MPINFER_CHECK(
-      width > 0 && q.cols % width == 0 && kv.head_dim <= 256 && kv.token_stride == kv.head_dim,
-      "{} columns of q for {} KV heads of {}", q.cols, kv.num_kv_heads, kv.head_dim);
+  const int64_t q_heads = check_attention(out, q, kv, batch, options);
+  MPINFER_CHECK(kv.latent_dim > 0 || kv.head_dim <= 256, "KV heads of {}, more than 256",
+                kv.head_dim);
   const auto sequences = static_cast<size_t>(batch.num_sequences);
-  MPINFER_CHECK(batch.host_cu_seqlens_q.size() == sequences + 1 &&
-                    batch.host_context_lens.size() == sequences,
-                "{} sequences, {} lengths of context", sequences, batch.host_context_lens.size());
   if (sequences == 0) return;
   const cuda::AttentionArgs args{.out = view(out),
                                  .q = view(q),
@@ -209,8 +204,9 @@ void CudaBackend::attention(Stream stream, const Matrix& out, const Matrix& q, c
                                  .head_stride = kv.head_stride,
                                  .block_size = kv.block_size,
                                  .num_kv_heads = kv.num_kv_heads,
-                                 .group = static_cast<int32_t>(q.cols / width),
+                                 .group = static_cast<int32_t>(q_heads / kv.num_kv_heads),
                                  .head_dim = kv.head_dim,
+                                 .value_dim = kv.value_dim(),
                                  .cu_seqlens_q = batch.cu_seqlens_q,
                                  .context_lens = batch.context_lens,
                                  .block_table = batch.block_table,
@@ -219,6 +215,7 @@ void CudaBackend::attention(Stream stream, const Matrix& out, const Matrix& q, c
                                  .window = options.window,
                                  .sinks = options.sinks,
                                  .softcap = options.softcap};
+  if (kv.latent_dim > 0) return attend_latent(stream, args, batch);
   const auto most_rows = [&](size_t begin) {
     int32_t most = 0;
     for (size_t s = begin; s < sequences; ++s) {

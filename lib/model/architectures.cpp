@@ -152,7 +152,7 @@ struct Architecture {
   bool tied_by_default;
 };
 
-constexpr std::array<Architecture, 13> kArchitectures = {{
+constexpr std::array<Architecture, 15> kArchitectures = {{
     {"LlamaForCausalLM", fill_llama, false},
     {"MistralForCausalLM", fill_mistral, false},
     {"Qwen2ForCausalLM", fill_qwen2, false},
@@ -166,6 +166,8 @@ constexpr std::array<Architecture, 13> kArchitectures = {{
     {"Qwen3MoeForCausalLM", fill_qwen3_moe, false},
     {"Glm4MoeForCausalLM", fill_glm4_moe, false},
     {"GptOssForCausalLM", fill_gpt_oss, false},
+    {"DeepseekV2ForCausalLM", fill_deepseek_v2, false},
+    {"DeepseekV3ForCausalLM", fill_deepseek_v3, false},
 }};
 
 }  // namespace

@@ -19,6 +19,9 @@ void fill_architecture(const ConfigReader& reader, ModelConfig& config);
 // default_theta: the architecture's own.
 RopeConfig read_rope(const ConfigReader& reader, const ModelConfig& config, double default_theta);
 
+// YaRN's scale of attention for a factor and an mscale.
+double yarn_scale(double factor, double mscale);
+
 // Layers of a window (from_layer on, or those named by layer_types) and the cache groups they need.
 void set_window_layers(ModelConfig& config, const std::vector<bool>& windowed, int32_t window);
 
@@ -36,6 +39,19 @@ void fill_qwen2_moe(const ConfigReader& reader, ModelConfig& config);
 void fill_qwen3_moe(const ConfigReader& reader, ModelConfig& config);
 void fill_glm4_moe(const ConfigReader& reader, ModelConfig& config);
 void fill_gpt_oss(const ConfigReader& reader, ModelConfig& config);
+void fill_deepseek_v2(const ConfigReader& reader, ModelConfig& config);
+void fill_deepseek_v3(const ConfigReader& reader, ModelConfig& config);
+
+// What architectures with experts share. Sizes: count names the field of the number of experts.
+void read_experts(const ConfigReader& reader, ModelConfig& config, const char* count,
+                  int64_t experts, int64_t chosen);
+// n_group, topk_group and routed_scaling_factor, with what they are where the file is silent.
+void read_groups(const ConfigReader& reader, ModelConfig& config, int64_t groups,
+                 int64_t top_groups, double scale);
+void read_sigmoid_groups(const ConfigReader& reader, ModelConfig& config, int64_t groups,
+                         int64_t top_groups, double scale);
+// first_k_dense_replace (dense: where absent), shared experts, layers for drafts that are not read.
+void dense_prefix_and_shared(const ConfigReader& reader, ModelConfig& config, int64_t dense);
 
 std::string known_architectures();
 

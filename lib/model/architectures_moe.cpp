@@ -19,20 +19,6 @@ void epsilon(const ConfigReader& reader, ModelConfig& config, float absent) {
   if (!reader.has("rms_norm_eps")) config.rms_norm_eps = absent;
 }
 
-// Both names: transformers 5 writes num_local_experts where older files have the field given.
-void read_experts(const ConfigReader& reader, ModelConfig& config, const char* count,
-                  int64_t experts, int64_t chosen) {
-  MoeConfig& moe = config.moe;
-  const char* field = reader.has(count) ? count : "num_local_experts";
-  moe.num_experts = static_cast<int32_t>(reader.integer(field, experts, kExperts));
-  moe.top_k = static_cast<int32_t>(reader.integer("num_experts_per_tok", chosen, kChosen));
-  if (moe.top_k > moe.num_experts) {
-    reader.refuse("num_experts_per_tok",
-                  fmt::format("is {}, more than {} experts", moe.top_k, moe.num_experts));
-  }
-  moe.activation = config.activation;
-}
-
 // Qwen: every decoder_sparse_step-th layer has experts, but those of mlp_only_layers.
 void sparse_layers(const ConfigReader& reader, ModelConfig& config) {
   const int64_t step = reader.integer("decoder_sparse_step", 1, {1, kMaxLayers});
@@ -51,17 +37,40 @@ void all_layers_sparse(ModelConfig& config) {
   for (LayerConfig& layer : config.layers) layer.moe = true;
 }
 
+}  // namespace
+
+// Both names: transformers 5 writes num_local_experts where older files have the field given.
+void read_experts(const ConfigReader& reader, ModelConfig& config, const char* count,
+                  int64_t experts, int64_t chosen) {
+  MoeConfig& moe = config.moe;
+  const char* field = reader.has(count) ? count : "num_local_experts";
+  moe.num_experts = static_cast<int32_t>(reader.integer(field, experts, kExperts));
+  moe.top_k = static_cast<int32_t>(reader.integer("num_experts_per_tok", chosen, kChosen));
+  if (moe.top_k > moe.num_experts) {
+    reader.refuse("num_experts_per_tok",
+                  fmt::format("is {}, more than {} experts", moe.top_k, moe.num_experts));
+  }
+  moe.activation = config.activation;
+}
+
 // DeepSeek-V3's rule, which GLM-4.5 shares: sigmoid scores, chosen with a correction bias among the
 // best groups, a group by its best two.
-void read_grouped(const ConfigReader& reader, ModelConfig& config) {
+void read_sigmoid_groups(const ConfigReader& reader, ModelConfig& config, int64_t groups,
+                         int64_t top_groups, double scale) {
   MoeConfig& moe = config.moe;
   moe.score = backend::RouterScore::kSigmoid;
   moe.correction = true;
   moe.best_of_group = 2;
   moe.renormalise = reader.boolean("norm_topk_prob", true);
-  moe.scale = static_cast<float>(reader.number("routed_scaling_factor", 1.0, kScale));
-  moe.num_groups = static_cast<int32_t>(reader.integer("n_group", 1, kGroups));
-  moe.top_groups = static_cast<int32_t>(reader.integer("topk_group", 1, kGroups));
+  read_groups(reader, config, groups, top_groups, scale);
+}
+
+void read_groups(const ConfigReader& reader, ModelConfig& config, int64_t groups,
+                 int64_t top_groups, double scale) {
+  MoeConfig& moe = config.moe;
+  moe.scale = static_cast<float>(reader.number("routed_scaling_factor", scale, kScale));
+  moe.num_groups = static_cast<int32_t>(reader.integer("n_group", groups, kGroups));
+  moe.top_groups = static_cast<int32_t>(reader.integer("topk_group", top_groups, kGroups));
   if (moe.num_experts % moe.num_groups != 0) {
     reader.refuse("n_group", fmt::format("is {}, which does not divide {} experts", moe.num_groups,
                                          moe.num_experts));
@@ -88,8 +97,6 @@ void dense_prefix_and_shared(const ConfigReader& reader, ModelConfig& config, in
   config.num_extra_layers =
       static_cast<int32_t>(reader.integer("num_nextn_predict_layers", 0, {0, 16}));
 }
-
-}  // namespace
 
 void fill_mixtral(const ConfigReader& reader, ModelConfig& config) {
   epsilon(reader, config, 1e-5F);
@@ -145,7 +152,7 @@ void fill_glm4_moe(const ConfigReader& reader, ModelConfig& config) {
   config.qk_norm = reader.boolean("use_qk_norm", false);
   config.rope = read_rope(reader, config, 10'000.0);
   read_experts(reader, config, "n_routed_experts", 128, 8);
-  read_grouped(reader, config);
+  read_sigmoid_groups(reader, config, 1, 1, 1.0);
   dense_prefix_and_shared(reader, config, 1);
 }
 

@@ -40,7 +40,8 @@ void read_sizes(const ConfigReader& reader, ModelConfig& config) {
                   fmt::format("is {}, which does not divide num_attention_heads {}",
                               config.num_key_value_heads, config.num_attention_heads));
   }
-  const bool given = reader.has("head_dim");
+  // Latent attention has sizes of its own for its heads.
+  const bool given = reader.has("head_dim") || reader.has("kv_lora_rank");
   if (!given && config.hidden_size % config.num_attention_heads != 0) {
     reader.refuse("hidden_size", fmt::format("is {}, no multiple of num_attention_heads {}, and "
                                              "head_dim is missing",
@@ -130,6 +131,21 @@ void read_special_tokens(const std::string& directory, const ConfigReader& reade
   read_eos(ConfigReader(json, path), config);
 }
 
+[[noreturn]] void refuse_quantised(const ConfigReader& reader) {
+  std::string method;
+  if (reader.raw("quantization_config").is_object()) {
+    method = reader.object("quantization_config").string("quant_method", "");
+  }
+  reader.refuse(
+      "quantization_config",
+      fmt::format("is set{}: quantised checkpoints are not supported; use one whose weights are "
+                  "bf16, f16 or f32{}",
+                  method.empty() ? "" : fmt::format(" ({})", printable(method, 80)),
+                  method == "fp8" ? ", such as this one with its block scales multiplied in (and "
+                                    "without this field)"
+                                  : ""));
+}
+
 bool splits(int64_t size, int tp) {  // no rank's part of ceil(size / tp) is empty
   return (size + tp - 1) / tp * (tp - 1) < size;
 }
@@ -155,10 +171,7 @@ ModelConfig load_model_config(const std::string& directory) {
   const std::vector<std::string> names = reader.strings("architectures", 16);
   if (names.empty()) reader.refuse("architectures", "is an empty list");
   config.architecture = names.front();
-  if (reader.has("quantization_config")) {
-    reader.refuse("quantization_config",
-                  "is set: quantised checkpoints are not supported; use a bf16, f16 or f32 one");
-  }
+  if (reader.has("quantization_config")) refuse_quantised(reader);
   read_sizes(reader, config);
   read_activation(reader, config);
   read_dtype(directory, reader, config);

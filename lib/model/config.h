@@ -26,14 +26,31 @@ struct RopeConfig {
   double beta_slow = 1.0;         // yarn
   bool truncate = true;           // yarn: correction range rounded to whole dimensions
   double attention_factor = 1.0;  // multiplies cos and sin
+  double mscale_all_dim = 0.0;    // yarn: what latent attention's logits are scaled by comes of it
   int64_t original_max_positions = 0;
   std::vector<float> short_factor = {};  // longrope, [rotary_dim / 2]: contexts up to the original
   std::vector<float> long_factor = {};   // longrope: longer ones
 };
 
-// Layers whose KV lives in one pool with one block table: full attention, or a sliding window.
+// Layers whose KV lives in one pool with one block table: full attention, a sliding window, or
+// latent rows.
 struct CacheGroup {
-  int32_t window = 0;  // 0: full
+  int32_t window = 0;   // 0: full
+  bool latent = false;  // one row of head_dim elements a token for all heads, not K and V
+};
+
+// Multi-head latent attention (DeepSeek-V2, arXiv 2405.04434): the keys and values of all heads are
+// products of one latent row a token, which is cached beside one rotated key that the heads share.
+struct LatentConfig {
+  int32_t kv_rank = 0;   // of the latent row; 0: the model has ordinary attention
+  int32_t q_rank = 0;    // of the queries' own latent; 0: one product makes them
+  int32_t nope_dim = 0;  // of a head's query and key: the part that does not turn,
+  int32_t rope_dim = 0;  // and the one that does
+  int32_t value_dim = 0;
+  float norm_eps = 1e-6F;   // of both latents
+  bool interleaved = true;  // rope pairs (2i, 2i + 1)
+
+  int32_t q_head_dim() const { return nope_dim + rope_dim; }
 };
 
 struct LayerConfig {
@@ -109,6 +126,8 @@ struct ModelConfig {
   float attention_scale = 0.0F;  // already 1/sqrt(head_dim) where the config is silent
   float logits_scale = 1.0F;     // logits are multiplied by it
   RopeConfig rope;
+  LatentConfig
+      latent;  // with it, KV heads and head_dim are those of the cache: 1, and a row's width
   MoeConfig moe;
   int32_t num_extra_layers = 0;  // of the checkpoint, behind the model's own; not read
   std::vector<LayerConfig> layers;
@@ -119,6 +138,7 @@ struct ModelConfig {
 
   int32_t num_layers() const { return static_cast<int32_t>(layers.size()); }
   bool has_experts() const { return moe.num_experts > 0; }
+  bool is_latent() const { return latent.kv_rank > 0; }
 };
 
 // generation_config.json's sampling defaults, as far as they are given; -1 or NaN free: has_* says

@@ -14,10 +14,6 @@ constexpr Range kFrequencyFactor = {1e-3, 1e6};
 constexpr Range kLongFactor = {1e-3, 1e6};
 constexpr Range kPositions = {1, 134'217'728};
 
-double yarn_scale(double factor, double mscale) {
-  return factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
-}
-
 void read_llama3(const ConfigReader& rope, RopeConfig& out) {
   out.kind = RopeKind::kLlama3;
   out.factor = rope.number("factor", kFactor);
@@ -43,6 +39,7 @@ void read_yarn(const ConfigReader& rope, const ModelConfig& config, RopeConfig& 
                                                                yarn_scale(out.factor, mscale_all)
                                                          : yarn_scale(out.factor, 1.0);
   out.attention_factor = rope.number("attention_factor", by_default, {1e-3, 1e3});
+  out.mscale_all_dim = mscale_all;
 }
 
 // One divisor a rotary pair.
@@ -93,6 +90,10 @@ int32_t rotary_dim(const ConfigReader& where, const ModelConfig& config, double 
 }
 
 }  // namespace
+
+double yarn_scale(double factor, double mscale) {
+  return factor <= 1.0 ? 1.0 : 0.1 * mscale * std::log(factor) + 1.0;
+}
 
 RopeConfig read_rope(const ConfigReader& reader, const ModelConfig& config, double default_theta) {
   RopeConfig out;

@@ -19,8 +19,8 @@ struct StageLayers {  // half-open range of layers of one pipeline stage
 // KV heads a rank of tp holds: num_key_value_heads / tp, at least 1 (replicated when tp is a
 // multiple of them).
 int32_t local_kv_heads(const ModelConfig& config, int tp);
-// Bytes of one block of group on a rank of this stage (K and V, all its layers of that group); 0 if
-// it has none.
+// Bytes of one block of group on a rank of this stage (K and V, or latent rows, which no tp cuts;
+// all its layers of that group); 0 if it has none.
 int64_t kv_block_bytes(const ModelConfig& config, const StageLayers& stage, int tp, int32_t group,
                        int32_t block_size, DType dtype);
 

@@ -132,7 +132,8 @@ struct Source {
 
 bool is_norm(Slot slot) {
   return slot == Slot::kFinalNorm || slot == Slot::kInputNorm || slot == Slot::kQNorm ||
-         slot == Slot::kKNorm || slot == Slot::kPostAttentionNorm;
+         slot == Slot::kKNorm || slot == Slot::kPostAttentionNorm || slot == Slot::kLatentQANorm ||
+         slot == Slot::kLatentKvANorm;
 }
 
 // A row of the source is a column of the staged piece.
@@ -324,7 +325,8 @@ StageWeights load_weights(backend::Backend& backend, const std::string& director
   const int64_t widest =
       std::max({config.hidden_size, config.intermediate_size, config.moe.intermediate_size,
                 config.moe.shared_intermediate_size,
-                int64_t{config.num_attention_heads} * config.head_dim}) *
+                int64_t{config.num_attention_heads} * config.head_dim,
+                int64_t{config.latent.q_rank}}) *
       size_of(DType::kF32);
   const int64_t chunk = std::max(widest, std::min(kMaxChunk, kStagingBytes / used_threads));
   std::vector<Job> jobs = make_jobs(config, shard, table, placed, chunk);

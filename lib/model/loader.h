@@ -15,6 +15,18 @@
 
 namespace mpinfer::model {
 
+// Of latent attention. Keys and values of a head are products of the latent row; the product of the
+// keys goes into the queries instead, that of the values behind attention.
+struct LatentWeights {
+  backend::Weight q_a;                 // [q_rank, hidden], none where q_rank is 0
+  const void* q_a_norm = nullptr;      // f32 [q_rank]
+  backend::Weight q_b;                 // [local q heads * q_head_dim, q_rank or hidden]
+  backend::Weight kv_a;                // [kv_rank + rope_dim, hidden]
+  const void* kv_a_norm = nullptr;     // f32 [kv_rank]
+  backend::WeightStack key_up = {};    // a local q head each [kv_rank, nope_dim]
+  backend::WeightStack value_up = {};  // a local q head each [value_dim, kv_rank]
+};
+
 struct LayerWeights {
   const void* input_norm = nullptr;  // f32 [hidden_size]
   backend::Weight qkv;               // [(q + 2 kv local heads) * head_dim, hidden]
@@ -29,12 +41,13 @@ struct LayerWeights {
   backend::Weight down;             // [hidden, local intermediate]
   const void* down_bias = nullptr;  // only on tp rank 0
   const void* sinks = nullptr;      // f32 [local q heads] or null
+  LatentWeights latent = {};        // instead of qkv; o is [hidden, local q heads * value_dim]
   // Of a layer with experts, instead of gate_up and down:
   backend::Weight router;                     // [experts, hidden]
   const void* router_bias = nullptr;          // f32 [experts] or null
   const void* router_correction = nullptr;    // likewise
-  backend::ExpertWeights expert_gate_up;      // each [2 * local intermediate, hidden], interleaved
-  backend::ExpertWeights expert_down;         // each [hidden, local intermediate]
+  backend::WeightStack expert_gate_up;        // each [2 * local intermediate, hidden], interleaved
+  backend::WeightStack expert_down;           // each [hidden, local intermediate]
   const void* expert_gate_up_bias = nullptr;  // f32 [local experts, 2 * local intermediate] or null
   const void* expert_down_bias = nullptr;     // f32 [local experts, hidden] or null
   backend::Weight shared_gate_up;             // [2 * local intermediate, hidden], interleaved

@@ -3,6 +3,7 @@
 #include <algorithm>
 
 #include "lib/core/error.h"
+#include "lib/model/params_latent.h"
 
 namespace mpinfer::model {
 namespace {
@@ -33,6 +34,7 @@ void add_attention(const ModelConfig& config, int32_t layer, const std::string& 
   const int64_t q = int64_t{config.num_attention_heads} * config.head_dim;
   const int64_t kv = int64_t{config.num_key_value_heads} * config.head_dim;
   const std::string at = prefix + "self_attn.";
+  if (config.is_latent()) return add_latent_attention(config, layer, at, table);
   if (config.fused_qkv) {
     table.push_back(
         {at + "qkv_proj.weight", Slot::kQkv, ShardRule::kQkvRows, layer, q + 2 * kv, hidden});
@@ -185,24 +187,32 @@ void add_moe_targets(const ModelConfig& config, const Sizes& sizes, bool first_r
   if (moe.shared_gate) targets.push_back({Slot::kSharedGate, layer, 1, hidden});
 }
 
-void add_layer_targets(const ModelConfig& config, const Sizes& sizes, const ShardOf& shard,
-                       int32_t layer, std::vector<Target>& targets) {
-  const bool first_rank = shard.tp_rank == 0;
-  const int64_t hidden = config.hidden_size;
+void add_attention_targets(const ModelConfig& config, const Sizes& sizes, bool first_rank,
+                           int32_t layer, std::vector<Target>& targets) {
   const int64_t q = sizes.q.size * config.head_dim;
-  const int64_t qkv = q + 2 * sizes.kv.size * config.head_dim;
-  const int64_t inner = sizes.intermediate.size;
-  targets.push_back({Slot::kInputNorm, layer, hidden, 0});
-  targets.push_back({Slot::kQkv, layer, qkv, hidden});
-  if (config.qkv_bias) targets.push_back({Slot::kQkvBias, layer, qkv, 0});
+  const int64_t kv = sizes.kv.size * config.head_dim;
+  targets.push_back({Slot::kQkv, layer, q + 2 * kv, config.hidden_size});
+  if (config.qkv_bias) targets.push_back({Slot::kQkvBias, layer, q + 2 * kv, 0});
   if (config.qk_norm) {
-    const int64_t kv = sizes.kv.size * config.head_dim;
     targets.push_back({Slot::kQNorm, layer, config.qk_norm_whole ? q : config.head_dim, 0});
     targets.push_back({Slot::kKNorm, layer, config.qk_norm_whole ? kv : config.head_dim, 0});
   }
   if (config.sinks) targets.push_back({Slot::kSinks, layer, sizes.q.size, 0});
-  targets.push_back({Slot::kO, layer, hidden, q});
-  if (config.o_bias && first_rank) targets.push_back({Slot::kOBias, layer, hidden, 0});
+  targets.push_back({Slot::kO, layer, config.hidden_size, q});
+  if (config.o_bias && first_rank) targets.push_back({Slot::kOBias, layer, config.hidden_size, 0});
+}
+
+void add_layer_targets(const ModelConfig& config, const Sizes& sizes, const ShardOf& shard,
+                       int32_t layer, std::vector<Target>& targets) {
+  const bool first_rank = shard.tp_rank == 0;
+  const int64_t hidden = config.hidden_size;
+  const int64_t inner = sizes.intermediate.size;
+  targets.push_back({Slot::kInputNorm, layer, hidden, 0});
+  if (config.is_latent()) {
+    add_latent_targets(config, sizes.q.size, layer, targets);
+  } else {
+    add_attention_targets(config, sizes, first_rank, layer, targets);
+  }
   targets.push_back({Slot::kPostAttentionNorm, layer, hidden, 0});
   if (config.layers[static_cast<size_t>(layer)].moe) {
     return add_moe_targets(config, sizes, first_rank, shard.ep == 1 && shard.tp > 1, layer,
@@ -413,6 +423,11 @@ std::vector<Piece> shard_pieces(const ModelConfig& config, const ShardOf& shard,
     case ShardRule::kExpertGateUpBiases:
     case ShardRule::kExpertDownBiases:
       return stacked_pieces(config, sizes, parameter);
+    case ShardRule::kLatentQRows:
+    case ShardRule::kLatentKeyUp:
+    case ShardRule::kLatentValueUp:
+    case ShardRule::kLatentOCols:
+      return latent_pieces(config, sizes.q, parameter);
   }
   return {};
 }
@@ -433,7 +448,8 @@ int64_t weight_bytes(const ModelConfig& config, const ShardOf& shard, const Pack
     const int64_t size = target.cols == 0 ? target.rows * size_of(DType::kF32)
                          : packed         ? packed(target.rows, target.cols, config.dtype, expert)
                                           : target.rows * target.cols * size_of(config.dtype);
-    bytes += (size + kAlign - 1) / kAlign * kAlign * std::max<int64_t>(1, target.experts);
+    bytes += (size + kAlign - 1) / kAlign * kAlign *
+             std::max<int64_t>({1, target.experts, target.heads});
   }
   return bytes;
 }

@@ -41,6 +41,14 @@ enum class Slot : uint8_t {
   kSharedGateUp,
   kSharedDown,
   kSharedGate,
+  // Latent attention, instead of kQkv:
+  kLatentQA,
+  kLatentQANorm,
+  kLatentQB,
+  kLatentKvA,
+  kLatentKvANorm,
+  kLatentKeyUp,
+  kLatentValueUp,
 };
 
 // Which part of a tensor a TP rank takes.
@@ -71,6 +79,12 @@ enum class ShardRule : uint8_t {
   kExpertGateUpBiases,      // [experts, 2 * intermediate]
   kRouterRows,              // one row an expert, every expert
   kExpertDownBiases,        // [experts, hidden]: where an expert is cut, on TP rank 0 alone
+  // Latent attention: of the rank's heads. kv_b_proj holds for each head the rows of its keys,
+  // which are kept transposed to go into the queries, then those of its values.
+  kLatentQRows,
+  kLatentKeyUp,
+  kLatentValueUp,
+  kLatentOCols,
 };
 
 struct Parameter {
@@ -95,7 +109,7 @@ struct Piece {
   int64_t cols = 0;  // 1 for a vector
   int64_t first_row = 0;
   int64_t row_step = 1;
-  int64_t expert = 0;  // of the target: counted among the rank's
+  int64_t expert = 0;  // of the target, or a head: counted among the rank's
   bool transposed = false;
 };
 
@@ -106,6 +120,7 @@ struct Target {
   int64_t rows = 0;
   int64_t cols = 0;     // 0: f32 vector of rows elements
   int64_t experts = 0;  // > 0: that many experts' weights, each [rows, cols]
+  int64_t heads = 0;    // > 0: likewise of heads
 };
 
 struct Part {  // [begin, begin + size)

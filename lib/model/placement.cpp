@@ -1,5 +1,7 @@
 #include "lib/model/placement.h"
 
+#include <algorithm>
+
 #include "lib/core/error.h"
 
 namespace mpinfer::model {
@@ -9,6 +11,34 @@ constexpr int64_t kAlignment = 256;
 
 int64_t align_up(int64_t bytes) {
   return (bytes + kAlignment - 1) / kAlignment * kAlignment;
+}
+
+void set_latent_slot(LatentWeights& into, const Placed& placed) {
+  switch (placed.target.slot) {
+    case Slot::kLatentQA:
+      into.q_a = placed.weight.first;
+      break;
+    case Slot::kLatentQANorm:
+      into.q_a_norm = placed.device;
+      break;
+    case Slot::kLatentQB:
+      into.q_b = placed.weight.first;
+      break;
+    case Slot::kLatentKvA:
+      into.kv_a = placed.weight.first;
+      break;
+    case Slot::kLatentKvANorm:
+      into.kv_a_norm = placed.device;
+      break;
+    case Slot::kLatentKeyUp:
+      into.key_up = placed.weight;
+      break;
+    case Slot::kLatentValueUp:
+      into.value_up = placed.weight;
+      break;
+    default:
+      MPINFER_CHECK(false, "slot {} has no member", static_cast<int>(placed.target.slot));
+  }
 }
 
 void set_expert_slot(LayerWeights& into, const Placed& placed) {
@@ -47,7 +77,7 @@ void set_expert_slot(LayerWeights& into, const Placed& placed) {
       into.shared_gate = placed.weight.first;
       break;
     default:
-      MPINFER_CHECK(false, "slot {} has no member", static_cast<int>(placed.target.slot));
+      set_latent_slot(into.latent, placed);
   }
 }
 
@@ -68,15 +98,15 @@ std::vector<Placed> place_weights(backend::Backend& backend, const ModelConfig& 
     if (target.cols == 0) {
       placed.vector.assign(static_cast<size_t>(target.rows), 0.0F);
       at += align_up(target.rows * size_of(DType::kF32));
-    } else if (target.experts == 0) {
-      placed.weight.first = backend.make_weight(at, target.rows, target.cols, config.dtype);
-      at += align_up(packed(target.rows, target.cols, config.dtype, false));
     } else {
-      placed.weight.stride_bytes = align_up(packed(target.rows, target.cols, config.dtype, true));
-      for (int64_t e = 0; e < target.experts; ++e) {  // each has a padding of its own to clear
+      const bool expert = target.experts > 0;
+      placed.weight.stride_bytes = align_up(packed(target.rows, target.cols, config.dtype, expert));
+      const int64_t count = std::max<int64_t>({1, target.experts, target.heads});
+      for (int64_t i = 0; i < count; ++i) {  // each has a padding of its own to clear
         const backend::Weight one =
-            backend.make_expert_weight(at, target.rows, target.cols, config.dtype);
-        if (e == 0) placed.weight.first = one;
+            expert ? backend.make_expert_weight(at, target.rows, target.cols, config.dtype)
+                   : backend.make_weight(at, target.rows, target.cols, config.dtype);
+        if (i == 0) placed.weight.first = one;
         at += placed.weight.stride_bytes;
       }
     }

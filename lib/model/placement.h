@@ -12,11 +12,11 @@ namespace mpinfer::model {
 // Memory of one target: packed weights, or a vector that is collected here and uploaded at the end.
 struct Placed {
   Target target;
-  backend::ExpertWeights weight = {};  // of a target without experts: the first alone
+  backend::WeightStack weight = {};  // of a target of one weight: the first alone
   void* device = nullptr;
   std::vector<float> vector = {};
 
-  backend::Weight weight_of(int64_t expert) const { return weight.at(expert); }
+  backend::Weight weight_of(int64_t index) const { return weight.at(index); }
 };
 
 // Allocates out.memory and fills out.bytes.

@@ -13,11 +13,23 @@ namespace {
   throw Error(ExitCode::kUsage, what);
 }
 
+double latent_elements(const ModelConfig& config) {
+  const LatentConfig& latent = config.latent;
+  const double hidden = static_cast<double>(config.hidden_size);
+  const double heads = config.num_attention_heads;
+  const double queries = heads * latent.q_head_dim();
+  return (latent.q_rank > 0 ? latent.q_rank * (hidden + queries) : hidden * queries) +
+         hidden * config.head_dim + heads * latent.kv_rank * (latent.nope_dim + latent.value_dim) +
+         hidden * heads * latent.value_dim;
+}
+
 // Weight elements that a decode step streams.
 double layer_cost(const ModelConfig& config) {
   const double hidden = static_cast<double>(config.hidden_size);
   const double heads = config.num_attention_heads * 2.0 + config.num_key_value_heads * 2.0;
-  return hidden * (heads * config.head_dim + 3.0 * static_cast<double>(config.intermediate_size));
+  const double attention =
+      config.is_latent() ? latent_elements(config) : hidden * heads * config.head_dim;
+  return attention + hidden * 3.0 * static_cast<double>(config.intermediate_size);
 }
 
 std::vector<StageLayers> ranges(const std::vector<int32_t>& counts) {

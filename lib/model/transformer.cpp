@@ -6,6 +6,7 @@
 #include "lib/model/attention.h"
 #include "lib/model/boundary.h"
 #include "lib/model/embedding.h"
+#include "lib/model/latent_attention.h"
 #include "lib/model/mlp.h"
 #include "lib/model/moe.h"
 #include "lib/model/params.h"
@@ -20,6 +21,7 @@ using backend::Workspace;
 
 struct StepSizes {  // of one TP rank
   int64_t hidden = 0;
+  int64_t q_heads = 0;
   int64_t q_width = 0;
   int64_t qkv_width = 0;
   int64_t intermediate = 0;
@@ -29,9 +31,11 @@ struct StepSizes {  // of one TP rank
 StepSizes step_sizes(const ModelConfig& config, const ShardOf& shard) {
   const int tp = shard.tp;
   const int tp_rank = shard.tp_rank;
-  const int64_t q_width = query_heads(config, tp, tp_rank).size * config.head_dim;
+  const int64_t q_heads = query_heads(config, tp, tp_rank).size;
+  const int64_t q_width = q_heads * config.head_dim;
   const int64_t kv_width = kv_heads(config, tp, tp_rank).size * config.head_dim;
   return {.hidden = config.hidden_size,
+          .q_heads = q_heads,
           .q_width = q_width,
           .qkv_width = q_width + 2 * kv_width,
           .intermediate = ceil_part(config.intermediate_size, tp, tp_rank).size,
@@ -41,6 +45,7 @@ StepSizes step_sizes(const ModelConfig& config, const ShardOf& shard) {
 struct StepBuffers {
   Matrix normed;  // [num_rows, hidden_size]
   AttentionBuffers attention;
+  LatentBuffers latent;  // instead of attention
   MlpBuffers mlp;
   MoeBuffers moe;
 };
@@ -54,8 +59,12 @@ StepBuffers take_buffers(Workspace& workspace, const ModelConfig& config, const 
   const Matrix partial = workspace.take(rows, sizes.hidden, dtype);
   out.attention.partial = out.mlp.partial = partial;
   const int64_t mark = workspace.mark();
-  out.attention.qkv = workspace.take(rows, sizes.qkv_width, dtype);
-  out.attention.attended = workspace.take(rows, sizes.q_width, dtype);
+  if (config.is_latent()) {
+    out.latent = take_latent_buffers(workspace, config, sizes.q_heads, partial);
+  } else {
+    out.attention.qkv = workspace.take(rows, sizes.qkv_width, dtype);
+    out.attention.attended = workspace.take(rows, sizes.q_width, dtype);
+  }
   workspace.reset(mark);
   const int64_t chunk = std::min(rows, mlp_chunk_rows(sizes.intermediate, dtype));
   out.mlp.gate_up = workspace.take(chunk, 2 * sizes.intermediate, dtype);
@@ -126,13 +135,15 @@ struct Transformer::Impl {
                             .tp = tp,
                             .residual_scale = config.residual_multiplier,
                             .norm_eps = config.rms_norm_eps};
-    const Partial attended = attend({.backend = backend,
-                                     .config = config,
-                                     .layer = config.layers[static_cast<size_t>(layer_id)],
-                                     .weights = layer,
-                                     .kv = cache.layer(layer_id),
-                                     .rope = rope},
-                                    stream, buffers.normed, batch, buffers.attention);
+    const AttentionLayer attention{.backend = backend,
+                                   .config = config,
+                                   .layer = config.layers[static_cast<size_t>(layer_id)],
+                                   .weights = layer,
+                                   .kv = cache.layer(layer_id),
+                                   .rope = rope};
+    const Partial attended =
+        config.is_latent() ? attend_latent(attention, stream, buffers.normed, batch, buffers.latent)
+                           : attend(attention, stream, buffers.normed, batch, buffers.attention);
     reduce_add_norm(boundary, stream, buffers.normed, attended, residual,
                     layer.post_attention_norm);
     const Partial mixed = config.layers[static_cast<size_t>(layer_id)].moe

@@ -66,9 +66,10 @@ double model_rate(const model::ModelConfig& config, const Plan& plan, const Hard
   const double streamed = weights - experts.bytes * (1.0 - experts.of_step);
   const double parameters = (weights - experts.bytes * (1.0 - experts.of_token)) /
                             static_cast<double>(size_of(config.dtype));
-  const double kv_bytes = 2.0 * config.num_layers() * config.num_key_value_heads * config.head_dim *
-                          static_cast<double>(size_of(request.activation)) /
-                          (layout.tp * layout.pp);
+  // Latent rows are read whole by every rank of a replica's stage.
+  const double kv_bytes =
+      (config.is_latent() ? layout.tp : 2.0 * config.num_key_value_heads) * config.num_layers() *
+      config.head_dim * static_cast<double>(size_of(request.activation)) / (layout.tp * layout.pp);
   const double tokens_per_output =
       1.0 + request.lengths.prompt / std::max(1.0, request.lengths.completion);
   const double seconds =

@@ -142,9 +142,9 @@ void check_against_goldens(const ReplicaOptions& options, const std::vector<Gold
 
 const std::vector<std::string>& model_names() {
   static const std::vector<std::string> kNames = {
-      "glm4-moe",       "gpt-oss",   "granite",    "llama-8h2kv",   "llama-8h4kv",  "llama-linear",
-      "mistral-window", "mixtral",   "olmoe",      "phi3-longrope", "phi3-partial", "qwen2-moe",
-      "qwen2-window",   "qwen3-moe", "qwen3-yarn", "smollm3-nope"};
+      "deepseek-v2",  "deepseek-v3",  "glm4-moe",       "gpt-oss",   "granite",    "llama-8h2kv",
+      "llama-8h4kv",  "llama-linear", "mistral-window", "mixtral",   "olmoe",      "phi3-longrope",
+      "phi3-partial", "qwen2-moe",    "qwen2-window",   "qwen3-moe", "qwen3-yarn", "smollm3-nope"};
   return kNames;
 }
 
@@ -213,7 +213,7 @@ TEST_CASE("logits and greedy tokens equal transformers' on a CUDA device") {
 }
 
 TEST_CASE("at equal tp the bits do not depend on pp, chunk, block size or threads") {
-  for (const std::string name : {"llama-8h4kv", "qwen2-window", "qwen3-moe"}) {
+  for (const std::string name : {"llama-8h4kv", "qwen2-window", "qwen3-moe", "deepseek-v3"}) {
     const std::string directory = model_directory(name);
     const std::vector<TokenSequence> sequences = sequences_of(read_goldens(directory));
     for (const int tp : {1, 2}) {

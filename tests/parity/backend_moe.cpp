@@ -150,12 +150,12 @@ class PackedExperts {
     backend.synchronize();
     bytes_.check_guards();
   }
-  const ExpertWeights& view() const { return view_; }
+  const WeightStack& view() const { return view_; }
 
  private:
   int64_t stride_;
   DeviceBytes bytes_;
-  ExpertWeights view_;
+  WeightStack view_;
 };
 
 struct Case {
