@@ -11,7 +11,11 @@
 namespace mpinfer::model {
 
 struct AttentionBuffers {
-  backend::Matrix qkv;       // [num_rows, (q + 2 kv local heads) * head_dim]
+  backend::Matrix qkv;  // [num_rows, (q + 2 kv local heads) * head_dim]
+  // With a norm over all heads and tp > 1: [num_rows, (all q + all kv + local kv heads) *
+  // head_dim], of which the rank's columns go to qkv. Every rank computes it all, so that none asks
+  // another for a sum.
+  backend::Matrix all_qkv;
   backend::Matrix attended;  // [num_rows, local q heads * head_dim]
   backend::Matrix partial;   // [num_rows, hidden_size]
 };
@@ -22,7 +26,9 @@ struct AttentionLayer {
   const LayerConfig& layer;
   const LayerWeights& weights;
   const backend::KvView& kv;
-  backend::RopeView rope;  // of the model; a NoPE layer does not use it
+  backend::RopeView rope;    // of the model; a NoPE layer does not use it
+  int64_t first_q_head = 0;  // the rank's
+  int64_t first_kv_head = 0;
 };
 
 // x [num_rows, hidden_size] is normed already.

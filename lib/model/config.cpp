@@ -155,7 +155,6 @@ bool is_valid_tp(const ModelConfig& config, int tp) {
   const MoeConfig& moe = config.moe;
   return tp >= 1 && config.num_attention_heads % tp == 0 && (kv % tp == 0 || tp % kv == 0) &&
          splits(config.vocab_size, tp) && splits(config.intermediate_size, tp) &&
-         (tp == 1 || !config.qk_norm_whole) &&
          (moe.num_experts == 0 || splits(moe.intermediate_size, tp)) &&
          (moe.shared_intermediate_size == 0 || splits(moe.shared_intermediate_size, tp));
 }
@@ -214,9 +213,8 @@ void require_valid_tp(const ModelConfig& config, int tp) {
   throw Error(
       ExitCode::kUsage,
       fmt::format("--tp {} does not fit the model: it must divide {} query heads, and one of "
-                  "tp and {} KV heads must divide the other{}; valid: {}",
+                  "tp and {} KV heads must divide the other; valid: {}",
                   tp, config.num_attention_heads, config.num_key_value_heads,
-                  config.qk_norm_whole ? ", and its norm over all heads takes tp 1 alone" : "",
                   fmt::join(valid_tp(config, config.num_attention_heads), ", ")));
 }
 

@@ -115,10 +115,11 @@ struct ModelConfig {
   bool qkv_bias = false;
   bool o_bias = false;
   bool mlp_bias = false;
-  bool qk_norm = false;        // per head, before rope
-  bool qk_norm_whole = false;  // over all heads together (OLMoE), which tp cannot cut
-  bool sinks = false;          // a logit per query head for an extra, empty key
-  bool fused_qkv = false;      // checkpoint has qkv_proj (Phi-3)
+  bool qk_norm = false;  // per head, before rope
+  bool qk_norm_whole =
+      false;               // over all heads together (OLMoE): every tp rank computes all of q, k
+  bool sinks = false;      // a logit per query head for an extra, empty key
+  bool fused_qkv = false;  // checkpoint has qkv_proj (Phi-3)
   bool fused_gate_up = false;  // checkpoint has gate_up_proj (Phi-3)
   backend::Activation activation = backend::Activation::kSilu;
   float embedding_multiplier = 1.0F;

@@ -16,16 +16,24 @@ struct Sizes {  // of one TP rank
   Part shared;   // of the shared expert's intermediate size
   Part experts;  // whole experts, or
   Part inner;    // a part of each
+  // Heads whose q and k the rank computes: its own, or all where a norm goes over all of them.
+  Part computed_q;
+  Part computed_k;
 };
 
 Sizes sizes_of(const ModelConfig& config, const ShardOf& shard) {
-  return {.q = query_heads(config, shard.tp, shard.tp_rank),
-          .kv = kv_heads(config, shard.tp, shard.tp_rank),
+  const bool all = config.qk_norm_whole;
+  const Part q = query_heads(config, shard.tp, shard.tp_rank);
+  const Part kv = kv_heads(config, shard.tp, shard.tp_rank);
+  return {.q = q,
+          .kv = kv,
           .intermediate = ceil_part(config.intermediate_size, shard.tp, shard.tp_rank),
           .vocab = ceil_part(config.vocab_size, shard.tp, shard.tp_rank),
           .shared = ceil_part(config.moe.shared_intermediate_size, shard.tp, shard.tp_rank),
           .experts = expert_part(config, shard.ep, shard.ep_rank),
-          .inner = expert_intermediate(config, shard)};
+          .inner = expert_intermediate(config, shard),
+          .computed_q = all ? Part{0, config.num_attention_heads} : q,
+          .computed_k = all ? Part{0, config.num_key_value_heads} : kv};
 }
 
 void add_attention(const ModelConfig& config, int32_t layer, const std::string& prefix,
@@ -189,16 +197,18 @@ void add_moe_targets(const ModelConfig& config, const Sizes& sizes, bool first_r
 
 void add_attention_targets(const ModelConfig& config, const Sizes& sizes, bool first_rank,
                            int32_t layer, std::vector<Target>& targets) {
-  const int64_t q = sizes.q.size * config.head_dim;
-  const int64_t kv = sizes.kv.size * config.head_dim;
-  targets.push_back({Slot::kQkv, layer, q + 2 * kv, config.hidden_size});
-  if (config.qkv_bias) targets.push_back({Slot::kQkvBias, layer, q + 2 * kv, 0});
+  const int64_t dim = config.head_dim;
+  const int64_t q = sizes.computed_q.size * dim;
+  const int64_t k = sizes.computed_k.size * dim;
+  const int64_t qkv = q + k + sizes.kv.size * dim;
+  targets.push_back({Slot::kQkv, layer, qkv, config.hidden_size});
+  if (config.qkv_bias) targets.push_back({Slot::kQkvBias, layer, qkv, 0});
   if (config.qk_norm) {
-    targets.push_back({Slot::kQNorm, layer, config.qk_norm_whole ? q : config.head_dim, 0});
-    targets.push_back({Slot::kKNorm, layer, config.qk_norm_whole ? kv : config.head_dim, 0});
+    targets.push_back({Slot::kQNorm, layer, config.qk_norm_whole ? q : dim, 0});
+    targets.push_back({Slot::kKNorm, layer, config.qk_norm_whole ? k : dim, 0});
   }
   if (config.sinks) targets.push_back({Slot::kSinks, layer, sizes.q.size, 0});
-  targets.push_back({Slot::kO, layer, config.hidden_size, q});
+  targets.push_back({Slot::kO, layer, config.hidden_size, sizes.q.size * dim});
   if (config.o_bias && first_rank) targets.push_back({Slot::kOBias, layer, config.hidden_size, 0});
 }
 
@@ -358,7 +368,8 @@ std::vector<Piece> shard_pieces(const ModelConfig& config, const ShardOf& shard,
   const Sizes sizes = sizes_of(config, shard);
   const int64_t dim = config.head_dim;
   const int64_t cols = std::max<int64_t>(parameter.cols, 1);
-  const int64_t q_rows = sizes.q.size * dim;
+  const int64_t q_rows = sizes.computed_q.size * dim;
+  const int64_t k_rows = sizes.computed_k.size * dim;
   const int64_t kv_rows = sizes.kv.size * dim;
   const int64_t all_q = config.num_attention_heads * dim;
   const int64_t all_kv = config.num_key_value_heads * dim;
@@ -372,11 +383,11 @@ std::vector<Piece> shard_pieces(const ModelConfig& config, const ShardOf& shard,
     case ShardRule::kVocabRows:
       return {rows(sizes.vocab.begin, sizes.vocab.size, 0)};
     case ShardRule::kQRows:
-      return {rows(sizes.q.begin * dim, q_rows, 0)};
+      return {rows(sizes.computed_q.begin * dim, q_rows, 0)};
     case ShardRule::kKRows:
-      return {rows(sizes.kv.begin * dim, kv_rows, q_rows)};
+      return {rows(sizes.computed_k.begin * dim, k_rows, q_rows)};
     case ShardRule::kVRows:
-      return {rows(sizes.kv.begin * dim, kv_rows, q_rows + kv_rows)};
+      return {rows(sizes.kv.begin * dim, kv_rows, q_rows + k_rows)};
     case ShardRule::kQkvRows:
       return {rows(sizes.q.begin * dim, q_rows, 0),
               rows(all_q + sizes.kv.begin * dim, kv_rows, q_rows),
@@ -390,7 +401,7 @@ std::vector<Piece> shard_pieces(const ModelConfig& config, const ShardOf& shard,
           rows(sizes.intermediate.begin, sizes.intermediate.size, 0, 2),
           rows(config.intermediate_size + sizes.intermediate.begin, sizes.intermediate.size, 1, 2)};
     case ShardRule::kQCols:
-      return {Piece{0, sizes.q.begin * dim, parameter.rows, q_rows, 0, 1}};
+      return {Piece{0, sizes.q.begin * dim, parameter.rows, sizes.q.size * dim, 0, 1}};
     case ShardRule::kIntermediateCols:
       return {Piece{0, sizes.intermediate.begin, parameter.rows, sizes.intermediate.size, 0, 1}};
     case ShardRule::kRouterRows: {

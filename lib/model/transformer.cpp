@@ -21,9 +21,11 @@ using backend::Workspace;
 
 struct StepSizes {  // of one TP rank
   int64_t hidden = 0;
-  int64_t q_heads = 0;
+  Part q_heads = {};
+  Part kv_heads = {};
   int64_t q_width = 0;
   int64_t qkv_width = 0;
+  int64_t all_qkv_width = 0;  // 0: a rank computes q and k of its own heads alone
   int64_t intermediate = 0;
   MoeSizes moe = {};
 };
@@ -31,15 +33,20 @@ struct StepSizes {  // of one TP rank
 StepSizes step_sizes(const ModelConfig& config, const ShardOf& shard) {
   const int tp = shard.tp;
   const int tp_rank = shard.tp_rank;
-  const int64_t q_heads = query_heads(config, tp, tp_rank).size;
-  const int64_t q_width = q_heads * config.head_dim;
-  const int64_t kv_width = kv_heads(config, tp, tp_rank).size * config.head_dim;
-  return {.hidden = config.hidden_size,
-          .q_heads = q_heads,
-          .q_width = q_width,
-          .qkv_width = q_width + 2 * kv_width,
-          .intermediate = ceil_part(config.intermediate_size, tp, tp_rank).size,
-          .moe = moe_sizes(config, shard)};
+  const Part q = query_heads(config, tp, tp_rank);
+  const Part kv = kv_heads(config, tp, tp_rank);
+  const int64_t q_width = q.size * config.head_dim;
+  const int64_t kv_width = kv.size * config.head_dim;
+  const int64_t all_heads = int64_t{config.num_attention_heads} + config.num_key_value_heads;
+  return {
+      .hidden = config.hidden_size,
+      .q_heads = q,
+      .kv_heads = kv,
+      .q_width = q_width,
+      .qkv_width = q_width + 2 * kv_width,
+      .all_qkv_width = config.qk_norm_whole && tp > 1 ? all_heads * config.head_dim + kv_width : 0,
+      .intermediate = ceil_part(config.intermediate_size, tp, tp_rank).size,
+      .moe = moe_sizes(config, shard)};
 }
 
 struct StepBuffers {
@@ -60,9 +67,12 @@ StepBuffers take_buffers(Workspace& workspace, const ModelConfig& config, const 
   out.attention.partial = out.mlp.partial = partial;
   const int64_t mark = workspace.mark();
   if (config.is_latent()) {
-    out.latent = take_latent_buffers(workspace, config, sizes.q_heads, partial);
+    out.latent = take_latent_buffers(workspace, config, sizes.q_heads.size, partial);
   } else {
     out.attention.qkv = workspace.take(rows, sizes.qkv_width, dtype);
+    if (sizes.all_qkv_width > 0) {
+      out.attention.all_qkv = workspace.take(rows, sizes.all_qkv_width, dtype);
+    }
     out.attention.attended = workspace.take(rows, sizes.q_width, dtype);
   }
   workspace.reset(mark);
@@ -140,7 +150,9 @@ struct Transformer::Impl {
                                    .layer = config.layers[static_cast<size_t>(layer_id)],
                                    .weights = layer,
                                    .kv = cache.layer(layer_id),
-                                   .rope = rope};
+                                   .rope = rope,
+                                   .first_q_head = sizes.q_heads.begin,
+                                   .first_kv_head = sizes.kv_heads.begin};
     const Partial attended =
         config.is_latent() ? attend_latent(attention, stream, buffers.normed, batch, buffers.latent)
                            : attend(attention, stream, buffers.normed, batch, buffers.attention);

@@ -7,6 +7,7 @@ import json
 import os
 import pathlib
 import re
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -165,6 +166,24 @@ def check_tokenize(mpinfer):
     expect(errors[0] is not None and errors[1] is None, f"{errors}")
 
 
+def check_plan_of_published(mpinfer):
+    """Weights and KV of large models, as tests/unit/planner/published_test.cpp sums them by hand."""
+    published = ROOT / "tests/unit/planner/published"
+    for name, gpus, heads, sums in (
+            # 671.0 G parameters; a rank of tp 32 has q_a, kv_a and routers whole, a thirty-second of the rest
+            ("deepseek-v3", 32, "latent KV rows of 576", {("1", "1", "32", "32"): "43.94"}),
+            ("qwen3-235b-a22b", 8, "4 KV heads of 128", {("1", "1", "8", "1"): "58.96"}),
+            ("gpt-oss-120b", 4, "8 KV heads of 64", {("1", "1", "4", "4"): "58.46"})):
+        folder = mpinfer.work / name
+        folder.mkdir()
+        shutil.copy(published / f"{name}.json", folder / "config.json")
+        out = mpinfer("plan", "--model", folder, "--gpu-memory", "80GiB", "--gpus", gpus)
+        expect(heads in out and "chosen: " in out, out)
+        lines = [line.split() for line in out.splitlines()]
+        for layout, weights in sums.items():
+            expect([*layout, weights] in [line[:5] for line in lines], out)
+
+
 def check_plan(mpinfer):
     folder = mpinfer.work / "llama-70b"
     folder.mkdir()
@@ -181,6 +200,7 @@ def check_plan(mpinfer):
     mpinfer(*plan, 8, "-i", "missing.jsonl", code=4, said="missing.jsonl")
     (mpinfer.work / "in.jsonl").write_text('{"prompt": "a b c d", "max_tokens": 40}\n' * 5)
     expect("and 40 completion tokens (from the input)" in mpinfer(*plan, 8, "-i", "in.jsonl"), "lengths are not the input's")
+    check_plan_of_published(mpinfer)
     mpinfer("plan", "--model", "org/absent", code=5, said="hf download org/absent", HF_HUB_CACHE=str(mpinfer.work))
 
 

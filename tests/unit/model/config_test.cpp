@@ -4,6 +4,7 @@
 #include <cmath>
 #include <nlohmann/json.hpp>
 
+#include "lib/model/kv_cache.h"
 #include "lib/model/rope.h"
 
 #include "tests/support/catch.h"
@@ -107,6 +108,94 @@ TEST_CASE("rope fields that are missing or lie") {
   longrope["long_factor"] = {1, 2, 3, 0};
   CHECK_THAT(refusal("rope_scaling", longrope), Contains("long_factor is 0"));
   CHECK_THAT(refusal("partial_rotary_factor", 2.0), Contains("partial_rotary_factor is 2"));
+}
+
+Json deepseek(const std::string& version) {
+  Json json = small("Deepseek" + version + "ForCausalLM");
+  for (const auto& [field, value] :
+       std::vector<std::pair<std::string, int>>{{"kv_lora_rank", 32},
+                                                {"q_lora_rank", 24},
+                                                {"qk_nope_head_dim", 16},
+                                                {"qk_rope_head_dim", 8},
+                                                {"v_head_dim", 12},
+                                                {"n_routed_experts", 8},
+                                                {"num_experts_per_tok", 2},
+                                                {"moe_intermediate_size", 24},
+                                                {"n_group", 4},
+                                                {"topk_group", 2}}) {
+    json[field] = value;
+  }
+  json["num_key_value_heads"] = 8;
+  return json;
+}
+
+std::string deepseek_refusal(const std::string& version, const std::string& field,
+                             const Json& value) {
+  Json config = deepseek(version);
+  config[field] = value;
+  return refusal(config);
+}
+
+TEST_CASE("latent attention: fields that lie, and rules that are others") {
+  CHECK(refusal(deepseek("V2")).empty());
+  CHECK(refusal(deepseek("V3")).empty());
+  for (const std::string version : {"V2", "V3"}) {
+    CHECK_THAT(deepseek_refusal(version, "kv_lora_rank", 0), Contains("kv_lora_rank is 0"));
+    CHECK_THAT(deepseek_refusal(version, "kv_lora_rank", 1020),
+               Contains("a row of 1028; the limit is 1024"));
+    CHECK_THAT(deepseek_refusal(version, "qk_rope_head_dim", 7), Contains("7 rotary dimensions"));
+    CHECK_THAT(deepseek_refusal(version, "v_head_dim", -1), Contains("v_head_dim is -1"));
+    CHECK_THAT(deepseek_refusal(version, "partial_rotary_factor", 0.5),
+               Contains("partial_rotary_factor"));
+    CHECK_THAT(deepseek_refusal(version, "attention_bias", true),
+               Contains("attention_bias is true"));
+    CHECK_THAT(deepseek_refusal(version, "moe_layer_freq", 2), Contains("moe_layer_freq"));
+    CHECK_THAT(deepseek_refusal(version, "n_group", 3), Contains("does not divide 8 experts"));
+    CHECK_THAT(deepseek_refusal(version, "topk_group", 5), Contains("topk_group is 5"));
+  }
+  CHECK_THAT(deepseek_refusal("V3", "scoring_func", "softmax"),
+             Contains("scoring_func is \"softmax\"") && Contains("\"sigmoid\""));
+  CHECK_THAT(deepseek_refusal("V3", "topk_method", "greedy"), Contains("\"noaux_tc\""));
+  CHECK_THAT(deepseek_refusal("V2", "topk_method", "noaux_tc"),
+             Contains("greedy, group_limited_greedy"));
+  CHECK_THAT(deepseek_refusal("V2", "norm_topk_prob", true), Contains("norm_topk_prob is true"));
+  CHECK_THAT(deepseek_refusal("V3", "quantization_config",
+                              {{"quant_method", "fp8"}, {"weight_block_size", {128, 128}}}),
+             Contains("is set (fp8)") && Contains("block scales multiplied in"));
+}
+
+TEST_CASE("latent attention: the cache has one row a token, scores have YaRN's scale") {
+  Json json = deepseek("V3");
+  json["max_position_embeddings"] = 163840;
+  json["rope_scaling"] = {{"type", "yarn"},
+                          {"factor", 40},
+                          {"mscale", 0.707},
+                          {"mscale_all_dim", 0.707},
+                          {"original_max_position_embeddings", 4096}};
+  const ModelConfig config = load(json);
+  CHECK(config.is_latent());
+  REQUIRE(config.cache_groups.size() == 1);
+  CHECK(config.cache_groups[0].latent);
+  CHECK(config.head_dim == 40);
+  CHECK(config.rope.rotary_dim == 8);
+  CHECK(config.rope.attention_factor == Approx(1.0));
+  CHECK(config.attention_scale ==
+        Approx(std::pow(0.0707 * std::log(40.0) + 1.0, 2) / std::sqrt(24.0)));
+  // Two bytes an element, four layers, blocks of 16 tokens: tp does not cut it.
+  for (const int tp : {1, 2, 8}) {
+    CHECK(kv_block_bytes(config, {0, 4}, tp, 0, 16, DType::kBF16) == 4 * 16 * 40 * 2);
+  }
+  CHECK(valid_tp(config, 8) == std::vector<int>{1, 2, 4, 8});
+
+  json["q_lora_rank"] = nullptr;
+  CHECK(load(json).latent.q_rank == 0);
+  Json second = deepseek("V2");
+  second["topk_method"] = "greedy";
+  CHECK(load(second).moe.num_groups == 1);
+  second["topk_method"] = "group_limited_greedy";
+  CHECK(load(second).moe.num_groups == 4);
+  CHECK(load(second).moe.best_of_group == 1);
+  CHECK(load(second).moe.score == backend::RouterScore::kSoftmax);
 }
 
 TEST_CASE("longrope takes the long factors where contexts may pass the original maximum") {
