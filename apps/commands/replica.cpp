@@ -44,6 +44,7 @@ class Replica : public engine::Generator {
     engine_options_.max_model_len = checked_cast<int32_t>(plan.memory.max_model_len);
     engine_options_.seed = options.seed;
     engine_options_.prefix_caching = options.prefix_caching;
+    engine_options_.break_even_seqs = plan.break_even_seqs;
     engine_options_.max_logit_rows = max_logit_rows(device.cuda);
     cache_ = std::make_unique<model::KvCache>(backend_, config, stage, mesh.layout.tp,
                                               engine_options_.block_size, plan.memory.num_blocks,

@@ -333,6 +333,7 @@ EngineStats Engine::run(RequestSource* source, CompletionSink* sink, StopStringM
   options.max_num_seqs = impl.options.max_num_seqs;
   options.max_num_batched_tokens = impl.options.max_num_batched_tokens;
   options.prefix_caching = impl.options.prefix_caching;
+  options.break_even_seqs = impl.options.break_even_seqs;
   options.eos_token_ids = impl.parts.config.eos_token_ids;
   impl.scheduler = std::make_unique<Scheduler>(std::move(options), impl.delivery.get());
   impl.wait.also_poll([&impl] { impl.control.ready(); });

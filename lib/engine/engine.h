@@ -31,6 +31,7 @@ struct EngineOptions {
   int32_t max_logit_rows = 64;  // stochastic rows whose logits exist at once
   uint64_t seed = 0;
   bool prefix_caching = true;
+  int64_t break_even_seqs = 0;  // running sequences up to which some start without their reserve
 };
 
 // Where requests come from; called on the leader only, between steps, must not block.

@@ -11,6 +11,7 @@ Scheduler::Scheduler(SchedulerOptions options, SchedulerObserver* observer)
       observer_(observer),
       blocks_(options_.block_size, options_.num_blocks, options_.windows,
               options_.max_num_batched_tokens),
+      admission_(options_.break_even_seqs),
       lane_counts_(static_cast<size_t>(options_.num_lanes), 0) {
   MPINFER_CHECK(options_.num_lanes > 0 && options_.max_num_seqs > 0);
   MPINFER_CHECK(options_.max_num_batched_tokens >= options_.max_num_seqs,
@@ -208,6 +209,42 @@ std::vector<int64_t> Scheduler::spare_blocks() const {
   return spare;
 }
 
+int64_t Scheduler::known_blocks(const Sequence& sequence, size_t group) const {
+  const int64_t known = sequence.num_prompt() + static_cast<int64_t>(sequence.output.size());
+  return blocks_.peak_blocks(group, known);
+}
+
+std::vector<int64_t> Scheduler::room_blocks() const {
+  std::vector<int64_t> room;
+  for (size_t group = 0; group < blocks_.num_groups(); ++group) {
+    int64_t free = blocks_.num_free(group) - blocks_.num_total(group) / 100;
+    for (const auto& sequence : running_) {
+      if (sequence->prefilled()) continue;
+      free -= std::max<int64_t>(
+          0, known_blocks(*sequence, group) - blocks_.held_blocks(*sequence, group));
+    }
+    room.push_back(free);
+  }
+  return room;
+}
+
+// Every running sequence is taken to draw to the moment when the cache is full: those that end
+// before make it later.
+bool Scheduler::admit_without_reserve(const Sequence& sequence, const BlockManager::Prefix& prefix,
+                                      const std::vector<int64_t>& spare,
+                                      const std::vector<int64_t>& room) const {
+  const int64_t running = num_running() + 1;
+  int64_t tokens = INT64_MAX;
+  for (size_t group = 0; group < room.size(); ++group) {
+    if (spare[group] >= 0) continue;
+    if (room[group] < 0 || options_.windows[group] > 0) return false;  // windows fill at once
+    tokens = std::min(tokens, room[group] * options_.block_size / running);
+  }
+  const int64_t known = sequence.num_prompt() + static_cast<int64_t>(sequence.output.size());
+  const int64_t again = known - int64_t{prefix.num_blocks} * options_.block_size;
+  return admission_.pays_without_reserve(running, tokens, again);
+}
+
 // What of the sequence's known tokens is computed already; its last one has to be computed for the
 // draw, and so has every prompt row that is looked at.
 BlockManager::Prefix Scheduler::find_prefix(Sequence& sequence) const {
@@ -245,6 +282,7 @@ void Scheduler::admit(StepPlan& plan) {
   const auto lane = static_cast<int32_t>(plan.number % options_.num_lanes);
   int64_t budget = prefill_budget(plan);
   std::vector<int64_t> spare = waiting_.empty() ? std::vector<int64_t>() : spare_blocks();
+  std::vector<int64_t> room = waiting_.empty() ? std::vector<int64_t>() : room_blocks();
   while (!waiting_.empty() && budget > 0 && !free_slots_.empty() && lane_has_room(lane)) {
     const SequencePtr sequence = waiting_.front();
     if (sequence->in_flight > 0)
@@ -255,9 +293,13 @@ void Scheduler::admit(StepPlan& plan) {
     bool fits = true;
     for (size_t group = 0; group < spare.size(); ++group) {
       spare[group] -= expected_blocks(*sequence, group) - prefix.num_in_use[group];
+      room[group] -= known_blocks(*sequence, group) - prefix.num_in_use[group];
       fits = fits && spare[group] >= 0;
     }
-    if (!fits && !running_.empty()) return;
+    if (!fits && !running_.empty() && !admit_without_reserve(*sequence, prefix, spare, room)) {
+      return;
+    }
+    sequence->without_reserve = !fits;
     waiting_.pop_front();
     start(sequence, lane, prefix);
     const auto rows = static_cast<int32_t>(
@@ -324,13 +366,16 @@ void Scheduler::remove_entry(StepPlan& plan, const SequencePtr& sequence) {
 
 void Scheduler::preempt_youngest(StepPlan& plan) {
   const SequencePtr sequence = running_.back();
+  // The guess of lengths is to blame only where everybody had a reserve.
+  const bool planned = std::any_of(running_.begin(), running_.end(),
+                                   [](const SequencePtr& s) { return s->without_reserve; });
   remove_entry(plan, sequence);
   running_.pop_back();
   leave_running(*sequence);
   sequence->state = SequenceState::kPreempted;
   waiting_.push_front(sequence);
   ++num_preemptions_;
-  admission_.on_preempted();
+  if (!planned) admission_.on_preempted();
   if (drain_) end(sequence, EndReason::kDropped, -1);  // it would not be admitted again
 }
 

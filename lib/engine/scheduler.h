@@ -29,6 +29,7 @@ struct SchedulerOptions {
   int32_t max_num_batched_tokens = 8192;
   std::vector<int32_t> eos_token_ids;
   bool prefix_caching = true;
+  int64_t break_even_seqs = 0;  // Admission's; over all lanes
 };
 
 enum class EndReason : uint8_t { kStopToken, kLength, kStopString, kDropped, kKvExhausted, kNan };
@@ -74,6 +75,15 @@ class Scheduler {
   int64_t expected_blocks(const Sequence& sequence, size_t group) const;
   // Free blocks of each group less what running sequences are expected to take.
   std::vector<int64_t> spare_blocks() const;
+  // Free blocks of each group less what prompts of running sequences will take.
+  std::vector<int64_t> room_blocks() const;
+  // Blocks of a group that computing its known tokens takes.
+  int64_t known_blocks(const Sequence& sequence, size_t group) const;
+  // Whether a sequence starts that does not fit to its expected end; spare: with its reserve taken
+  // off, room: with its known tokens.
+  bool admit_without_reserve(const Sequence& sequence, const BlockManager::Prefix& prefix,
+                             const std::vector<int64_t>& spare,
+                             const std::vector<int64_t>& room) const;
   BlockManager::Prefix find_prefix(Sequence& sequence) const;
   void start(const SequencePtr& sequence, int32_t lane, const BlockManager::Prefix& prefix);
   bool lane_has_room(int32_t lane) const;

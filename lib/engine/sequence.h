@@ -34,6 +34,7 @@ struct Sequence {
   int32_t slot = -1;
   std::vector<std::vector<int32_t>>
       blocks;  // [cache group][block of the sequence], -1: freed behind the window
+  bool without_reserve = false;   // was admitted so: its preemption is in the plan
   std::vector<BlockHash> hashes;  // of the full blocks of tokens known at admission
   int32_t num_cached = 0;         // prompt tokens that were found computed, at first admission
   // Tokens of the context → times drawn so far, in flight included. Kept by the sampler, for

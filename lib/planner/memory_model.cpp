@@ -105,10 +105,12 @@ MemoryPlan plan_memory(const model::ModelConfig& config, const comm::Layout& lay
                                    : 0;
   };
   if (request.max_num_seqs == 0 && hardware.cuda) {
-    // By memory: as many typical sequences as the KV beside weights and a first guess of the
-    // workspace holds.
+    // By memory: as many typical sequences, half grown, as the KV beside weights and a first guess
+    // of the workspace holds.
     const int64_t left = plan.limit - plan.weights - workspace();
-    const int64_t fit = left / std::max<int64_t>(1, cost.of_sequence(config, typical, request));
+    const auto half = static_cast<int64_t>(
+        std::max(1.0, static_cast<double>(typical) - request.lengths.completion / 2.0));
+    const int64_t fit = left / std::max<int64_t>(1, cost.of_sequence(config, half, request));
     plan.max_num_seqs = static_cast<int32_t>(std::clamp<int64_t>(fit, 64, kMostSequences));
   }
   plan.max_num_seqs = static_cast<int32_t>(

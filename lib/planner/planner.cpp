@@ -81,6 +81,20 @@ double model_rate(const model::ModelConfig& config, const Plan& plan, const Hard
   return layout.dp * lane / seconds * efficiency * tokens_per_output;
 }
 
+// Rows for which a step's arithmetic costs as much as reading its weights, experts all chosen; a
+// step is one lane of the running sequences. Of multiplications and divisions alone, so that every
+// rank has the same number.
+int64_t break_even(const model::ModelConfig& config, const Plan& plan, const Hardware& hardware) {
+  const Rates& rates = hardware.cuda ? kCuda : kCpu;
+  const double weights = static_cast<double>(plan.memory.weights);
+  const ExpertShare experts = expert_share(config, plan, 1.0);
+  const double parameters = (weights - experts.bytes * (1.0 - experts.of_token)) /
+                            static_cast<double>(size_of(config.dtype));
+  const double reading = weights / rates.bytes;
+  const double row = 2.0 * parameters / rates.flops;
+  return static_cast<int64_t>(plan.layout.pp * reading / row);
+}
+
 bool given_sizes_hold(const comm::Layout& layout, const PlanRequest& request) {
   return (request.dp == 0 || request.dp == layout.dp) &&
          (request.pp == 0 || request.pp == layout.pp) &&
@@ -181,6 +195,7 @@ std::vector<Plan> rank_layouts(const model::ModelConfig& config, const Hardware&
         plan.memory = plan_memory(config, plan.layout, plan.stages, hardware, request);
         plan.tokens_per_second =
             plan.memory.fits ? model_rate(config, plan, hardware, request) : 0.0;
+        plan.break_even_seqs = break_even(config, plan, hardware);
         plan.reason = reason_for(plan, hardware, request);
         plans.push_back(std::move(plan));
       }

@@ -63,6 +63,8 @@ struct Plan {
   MemoryPlan memory;
   std::string reason;
   double tokens_per_second = 0;  // modelled, 0 unknown
+  // Running sequences whose arithmetic costs as much as reading the weights for a step (admission).
+  int64_t break_even_seqs = 0;
 };
 
 // Memory of one layout; never throws for "does not fit" (fits = false, sum says why).

@@ -145,6 +145,8 @@ struct Outcome {
   int64_t cached_tokens = 0;
   int64_t prefill_rows = 0;
   int64_t plans = 0;
+  int64_t rows = 0;
+  int64_t most_running = 0;
   uint64_t hash = 0;
   bool budget_kept = true;
   bool blocks_returned = true;
@@ -152,7 +154,7 @@ struct Outcome {
 };
 
 Outcome run(const SchedulerOptions& options, const std::vector<Request>& requests,
-            uint32_t arrival_seed) {
+            uint32_t arrival_seed, bool simulate_kv = true) {
   Outcome outcome;
   Scheduler scheduler(options, &outcome.collector);
   SimulatedKv kv(options);
@@ -186,7 +188,9 @@ Outcome run(const SchedulerOptions& options, const std::vector<Request>& request
     outcome.budget_kept = outcome.budget_kept && plan.num_rows <= options.max_num_batched_tokens &&
                           scheduler.num_running() <= options.max_num_seqs;
     outcome.hash = plan.hash;
-    kv.run(plan);
+    outcome.rows += plan.num_rows;
+    outcome.most_running = std::max(outcome.most_running, scheduler.num_running());
+    if (simulate_kv) kv.run(plan);
   }
   for (size_t group = 0; group < options.num_blocks.size(); ++group) {
     outcome.blocks_returned = outcome.blocks_returned && scheduler.blocks().num_free(group) ==
@@ -216,6 +220,7 @@ SchedulerOptions random_options(std::mt19937& random, int32_t longest) {
   options.max_num_batched_tokens = options.max_num_seqs + static_cast<int32_t>(random() % 64);
   options.eos_token_ids = {kEos};
   options.prefix_caching = random() % 4 != 0;
+  if (random() % 2 == 0) options.break_even_seqs = 1 + static_cast<int64_t>(random() % 100);
   return options;
 }
 
@@ -278,6 +283,50 @@ TEST_CASE("a row that can never fit ends alone with kv_oom and the others go on"
   REQUIRE(outcome.collector.reasons.at(1) == EndReason::kKvExhausted);
   REQUIRE(outcome.collector.reasons.at(2) == EndReason::kLength);
   REQUIRE(outcome.blocks_returned);
+}
+
+// A step costs the reading of the weights and its rows: reading, in rows' arithmetic.
+int64_t cost(const Outcome& outcome, int64_t reading) {
+  return outcome.plans * reading + outcome.rows;
+}
+
+TEST_CASE("sequences start without their reserve while that is cheaper", "[scheduler]") {
+  SchedulerOptions options;
+  options.block_size = 16;
+  options.num_blocks = {700};
+  options.windows = {0};
+  options.max_num_seqs = 256;
+  options.max_num_batched_tokens = 1024;
+  std::mt19937 random(9);
+  for (const bool equal : {true, false}) {
+    std::vector<Request> requests(300);
+    for (size_t i = 0; i < requests.size(); ++i) {
+      requests[i].index = static_cast<int64_t>(i);
+      requests[i].prompt_token_ids.assign(16, static_cast<int32_t>(i));
+      requests[i].sampling.max_tokens = equal ? 144 : 16 + static_cast<int32_t>(random() % 256);
+      requests[i].sampling.ignore_eos = true;
+    }
+    options.break_even_seqs = 0;
+    const Outcome reserved = run(options, requests, 5, false);
+    REQUIRE(reserved.finished);
+    REQUIRE(reserved.preemptions == 0);
+    if (equal) REQUIRE(reserved.most_running == 69);  // of 10 blocks each, 7 kept free
+    // The share of the cost that is left; where rows are dear nothing is gained or lost.
+    for (const auto& [reading, share] :
+         {std::pair<int64_t, double>{20, 1.0}, {60, 1.0}, {100, 1.0}, {200, 0.85}, {1000, 0.75}}) {
+      options.break_even_seqs = reading;
+      const Outcome eager = run(options, requests, 5, false);
+      CAPTURE(equal, reading, eager.preemptions, eager.most_running, reserved.most_running);
+      REQUIRE(eager.finished);
+      REQUIRE(eager.blocks_returned);
+      CHECK(eager.most_running <= std::max(reading, reserved.most_running));
+      CHECK(static_cast<double>(cost(eager, reading)) <=
+            share * static_cast<double>(cost(reserved, reading)));
+      for (const Request& request : requests) {
+        REQUIRE(eager.collector.outputs.at(request.index) == expected_output(request));
+      }
+    }
+  }
 }
 
 TEST_CASE("a shared prefix is computed once, whatever the lanes", "[scheduler]") {

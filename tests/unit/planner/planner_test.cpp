@@ -40,8 +40,9 @@ Hardware gpus(int world, int nodes = 1, int64_t memory = kGpu) {
   return {world, nodes, true, memory};
 }
 
-PlanRequest request_of(int dp = 0, int pp = 0, int tp = 0) {
+PlanRequest request_of(int dp = 0, int pp = 0, int tp = 0, int ep = 0) {
   PlanRequest request;
+  request.ep = ep;
   request.dp = dp;
   request.pp = pp;
   request.tp = tp;
@@ -341,6 +342,21 @@ TEST_CASE("Experts are spread over replicas only where nothing else has room") {
   PlanRequest spread = request_of(2, 1, 4);
   spread.spread_experts = true;
   CHECK(choose_plan(qwen3_235b(), gpus(8), spread).layout.ep == 8);
+}
+
+TEST_CASE("Rows for which arithmetic costs what reading the weights does") {
+  // 6.5e14 operations and 4e12 bytes a second: two operations for two bytes of a dense model.
+  const Plan dense = choose_plan(llama_8b(), gpus(1), request_of());
+  CHECK(dense.break_even_seqs == 162);
+  CHECK(choose_plan(llama_70b(), gpus(4), request_of(1, 4, 1)).break_even_seqs ==
+        Approx(650).epsilon(0.01));
+  // A step reads 235.1 G elements, a row takes those less 15 of 16 of 227.1 G in experts.
+  const Plan sparse_plan = choose_plan(qwen3_235b(), gpus(8), request_of(1, 1, 8, 1));
+  CHECK(static_cast<double>(sparse_plan.break_even_seqs) ==
+        Approx(162.5 * 235.1 / (235.1 - 227.1 * 15 / 16)).epsilon(0.03));
+  // Shared by two replicas: half of the reading for the same arithmetic a row.
+  const Plan shared = choose_plan(qwen3_235b(), gpus(8), request_of(2, 1, 4, 8));
+  CHECK(shared.break_even_seqs < sparse_plan.break_even_seqs * 6 / 10);
 }
 
 TEST_CASE("Expert parallelism that does not fit is refused with what would") {
