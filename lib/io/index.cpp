@@ -27,6 +27,8 @@ struct Piece {
   int64_t num_lines = 0;
   std::vector<int64_t> watched_counts;
   int64_t num_without_max_tokens = 0;
+  std::vector<uint64_t> id_hashes;
+  IdCounts ids;
 };
 
 uint32_t small_number(std::string_view text, uint32_t otherwise) {
@@ -65,9 +67,12 @@ class RowEstimator {
     row->completion_tokens = 0;
     MemberScanner scanner(line);
     Member member;
+    std::string_view id;
     while (scanner.next(&member)) {
       if (member.key == "max_tokens" || member.key == "max_completion_tokens") {
         row->completion_tokens = small_number(member.value, row->completion_tokens);
+      } else if (member.key == "id" || member.key == "custom_id") {
+        id = member.value;
       } else if (member.key == "prompt_token_ids" || member.key == prompt_field_ ||
                  member.key == prompt_root_) {
         row->prompt_tokens = estimated_tokens(member.value);
@@ -81,12 +86,21 @@ class RowEstimator {
         count_watched(member.key, &piece->watched_counts);
       }
     }
+    if (scanner.ok()) count_id(id, piece);
     if (row->completion_tokens > 0) return;
     row->completion_tokens = options_.default_completion_tokens;
     ++piece->num_without_max_tokens;
   }
 
  private:
+  static void count_id(std::string_view id, Piece* piece) {
+    if (id.empty() || id == "null") {
+      ++piece->ids.num_missing;
+      return;
+    }
+    if (id[0] != '"') ++piece->ids.num_numbers;
+    piece->id_hashes.push_back(hash_of(id));
+  }
   // sampling_params, or the body of a row in the OpenAI batch form.
   static void estimate_nested(std::string_view object, RowEntry* row) {
     MemberScanner scanner(object);
@@ -183,10 +197,26 @@ void index_pieces(const std::vector<File>& files, const IndexOptions& options,
   if (failure) std::rethrow_exception(failure);
 }
 
+// Before the rows are joined, so that memory does not grow beyond theirs.
+void count_ids(std::vector<Piece>* pieces, IdCounts* ids) {
+  std::vector<uint64_t> hashes;
+  for (Piece& piece : *pieces) {
+    hashes.insert(hashes.end(), piece.id_hashes.begin(), piece.id_hashes.end());
+    piece.id_hashes = {};
+    ids->num_missing += piece.ids.num_missing;
+    ids->num_numbers += piece.ids.num_numbers;
+  }
+  ids->num_ids = static_cast<int64_t>(hashes.size());
+  std::sort(hashes.begin(), hashes.end());
+  const auto distinct = std::unique(hashes.begin(), hashes.end()) - hashes.begin();
+  ids->num_repeated = ids->num_ids - distinct;
+}
+
 // Appends the pieces' rows with lines counted per file; frees each piece as it goes.
 void join_pieces(std::vector<Piece>* pieces, InputIndex* index) {
   size_t num_rows = 0;
   for (const Piece& piece : *pieces) num_rows += piece.rows.size();
+  count_ids(pieces, &index->ids);
   index->rows.reserve(num_rows);
   int32_t file = 0;
   int64_t lines_before = 0;

@@ -48,6 +48,14 @@ struct IndexOptions {
   std::vector<std::string> watched_keys = {};  // top-level keys to count
 };
 
+// What a user who joins answers by id should know of the rows' own ids (id, custom_id).
+struct IdCounts {
+  int64_t num_ids = 0;       // neither missing nor null
+  int64_t num_missing = 0;   // of objects
+  int64_t num_repeated = 0;  // rows whose id an earlier row has
+  int64_t num_numbers = 0;
+};
+
 struct InputIndex {
   std::vector<std::string> files = {};
   std::vector<int64_t> file_bytes;
@@ -59,6 +67,7 @@ struct InputIndex {
   uint64_t hash = 0;
   std::vector<int64_t> watched_counts;  // rows that have watched_keys[i]
   int64_t num_without_max_tokens = 0;   // over all rows read, skipped ones included
+  IdCounts ids;                         // likewise
 
   int64_t bytes() const;
   // Input index of rows[i].

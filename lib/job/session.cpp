@@ -50,6 +50,20 @@ InputSummary summary_of(const io::InputIndex& index) {
   return summary;
 }
 
+// Rows run whatever their ids are; who joins answers by id should know.
+void warn_of_ids(const io::IdCounts& ids) {
+  if (ids.num_ids == 0) return;  // a file without ids joins by index
+  std::string what;
+  const auto add = [&what](int64_t count, const char* text) {
+    if (count == 0) return;
+    what += fmt::format("{}{} {}", what.empty() ? "" : ", ", io::with_thousands(count), text);
+  };
+  add(ids.num_repeated, "rows repeat the id of an earlier row");
+  add(ids.num_missing, "have none");
+  add(ids.num_numbers, "have one that is no string");
+  if (!what.empty()) spdlog::warn("ids: {}; the member index tells answers apart", what);
+}
+
 }  // namespace
 
 Session::Session(const JobOptions& options, const comm::HostComm& world,
@@ -120,6 +134,7 @@ void Session::index_input(const std::string& prompt_field, int64_t default_max_t
     first_line_ = io::read_row(io::open_input(options_.input[file]), index_.rows[0]);
   }
   warn_of_near_misses("are not read");
+  warn_of_ids(index_.ids);
 }
 
 void Session::warn_of_near_misses(const char* when) const {

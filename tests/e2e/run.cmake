@@ -12,7 +12,7 @@ if(TARGET mpinfer AND Python3_FOUND)
     add_test(NAME e2e_${case} COMMAND Python3::Interpreter "${CMAKE_CURRENT_SOURCE_DIR}/e2e/run.py"
       --binary $<TARGET_FILE:mpinfer> ${case})
     set_tests_properties(e2e_${case} PROPERTIES TIMEOUT 900)
-    if(NOT case MATCHES "^(bad-rows|stop-strings|near-misses|refusals|three-rows)$")
+    if(NOT case MATCHES "^(bad-rows|ids|stop-strings|near-misses|refusals|three-rows)$")
       set_tests_properties(e2e_${case} PROPERTIES LABELS no-sanitizer)
     endif()
   endforeach()

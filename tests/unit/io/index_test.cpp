@@ -102,6 +102,28 @@ TEST_CASE("watched keys are counted") {
   CHECK(build_index(options).watched_counts == std::vector<int64_t>{2, 1});
 }
 
+TEST_CASE("ids that are repeated, missing or numbers are counted over all pieces") {
+  const TemporaryDirectory directory;
+  IndexOptions options{.files = {write_text(directory / "a",
+                                            R"({"id":"q","prompt":"x"}
+{"prompt":"x","id":"q"}
+{"id":null}
+{"x":{"id":"r"}}
+{"id":5}
+{"custom_id":"r","body":{"id":"q"}}
+not an object
+)"),
+                                 write_text(directory / "b", "{\"id\":5}\n{\"id\":\"q\"}\n")}};
+  for (const int64_t piece_bytes : {1, 40, 100000}) {
+    options.piece_bytes = piece_bytes;
+    const IdCounts ids = build_index(options).ids;
+    CHECK(ids.num_ids == 6);
+    CHECK(ids.num_repeated == 3);
+    CHECK(ids.num_missing == 2);
+    CHECK(ids.num_numbers == 2);
+  }
+}
+
 TEST_CASE("a line that changed after it was indexed is refused with its number") {
   const TemporaryDirectory directory;
   const std::string path = write_text(directory / "a", "{\"a\":1}\n{\"a\":2}\n");
