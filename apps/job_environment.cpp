@@ -78,6 +78,13 @@ std::vector<Pair> pairs_of(const comm::HostComm& world, std::string* refusal) {
 
 }  // namespace
 
+void prepare_world_of_one() {
+  for (const char* name : {"PMIX_RANK", "PMI_RANK", "OMPI_COMM_WORLD_RANK"}) {
+    if (std::getenv(name) != nullptr) return;
+  }
+  setenv("OMPI_MCA_ess_singleton_isolated", "1", /*overwrite=*/0);
+}
+
 Options::Job read_job() {
   const auto number = [](const char* name) {
     return static_cast<int64_t>(std::strtoll(text_of(name).c_str(), nullptr, 10));

@@ -9,6 +9,10 @@
 
 namespace mpinfer::apps {
 
+// Before MPI starts: a process without a launcher needs no daemon of Open MPI's beside it, whose
+// start takes longer than the rest of MPI's.
+void prepare_world_of_one();
+
 // A value that is no number is none.
 Options::Job read_job();
 

@@ -102,6 +102,7 @@ void apply(const DpVariables& dp, Options* options) {
 
 int guarded(int argc, char** argv) {
   block_signals();
+  prepare_world_of_one();
   comm::MpiSession session(&argc, &argv);
   DpVariables dp = read_dp_variables(comm::HostComm::world());
   if (!dp.refusal.empty()) {

@@ -2,8 +2,10 @@
 
 #include <fmt/core.h>
 #include <sched.h>
+#include <unistd.h>
 
 #include <algorithm>
+#include <array>
 #include <cmath>
 #include <fstream>
 #include <sstream>
@@ -20,10 +22,11 @@ std::vector<int> cores_in(const cpu_set_t& set) {
   return cores;
 }
 
-std::vector<int> current_cores() {
+// Of a process, 0 for this one; empty if it cannot be read.
+std::vector<int> cores_of(pid_t process) {
   cpu_set_t set;
   CPU_ZERO(&set);
-  if (sched_getaffinity(0, sizeof(set), &set) != 0) return {0};
+  if (sched_getaffinity(process, sizeof(set), &set) != 0) return {};
   return cores_in(set);
 }
 
@@ -34,16 +37,44 @@ void bind_to(const std::vector<int>& cores) {
   sched_setaffinity(0, sizeof(set), &set);
 }
 
-// What the kernel lets this process have at most: every core asked for, the cpuset answers.
-std::vector<int> allowed_cores() {
-  const std::vector<int> before = current_cores();
-  cpu_set_t all;
-  CPU_ZERO(&all);
-  for (size_t core = 0; core < CPU_SETSIZE; ++core) CPU_SET(core, &all);
-  if (sched_setaffinity(0, sizeof(all), &all) != 0) return before;
-  const std::vector<int> allowed = current_cores();
-  bind_to(before);
-  return allowed;
+struct Process {
+  std::string name;
+  pid_t parent = 0;
+};
+
+// Of /proc/PID/stat: "PID (name) state parent …"; the name may hold anything but ends at the last
+// parenthesis.
+Process read_process(pid_t process) {
+  std::ifstream file(fmt::format("/proc/{}/stat", process));
+  std::string text;
+  std::getline(file, text);
+  const size_t begin = text.find('(');
+  const size_t end = text.rfind(')');
+  if (begin == std::string::npos || end == std::string::npos) return {};
+  Process found{.name = text.substr(begin + 1, end - begin - 1)};
+  std::istringstream rest(text.substr(end + 1));
+  std::string state;
+  rest >> state >> found.parent;
+  return found;
+}
+
+// The launcher's own cores, which hold no binding of ranks; those of this process where none is
+// found above it, or where it has not them all.
+std::vector<int> allowed_cores(const std::vector<int>& own) {
+  static constexpr std::array kLaunchers = {
+      "mpirun", "mpiexec", "orterun",         "orted",         "prterun",
+      "prted",  "prte",    "hydra_pmi_proxy", "mpiexec.hydra", "slurmstepd"};
+  constexpr int kMostSteps = 6;  // wrappers between the launcher and this process
+  pid_t process = getppid();
+  for (int step = 0; step < kMostSteps && process > 1; ++step) {
+    const Process found = read_process(process);
+    if (std::find(kLaunchers.begin(), kLaunchers.end(), found.name) != kLaunchers.end()) {
+      std::vector<int> cores = cores_of(process);
+      return std::includes(cores.begin(), cores.end(), own.begin(), own.end()) ? cores : own;
+    }
+    process = found.parent;
+  }
+  return own;
 }
 
 // cgroup v2 quota in cores, 0 if there is none.
@@ -73,8 +104,9 @@ std::string ranges(const std::vector<int>& cores) {
 }  // namespace
 
 CoreShare take_core_share(const HostComm& host) {
-  const std::vector<int> before = current_cores();
-  std::vector<int> allowed = allowed_cores();
+  std::vector<int> before = cores_of(0);
+  if (before.empty()) before = {0};
+  std::vector<int> allowed = allowed_cores(before);
   // Under Slurm each task may have a cpuset of its own: then the share is already dealt.
   const bool own_cpuset =
       host.all_reduce_sum(static_cast<int64_t>(allowed.size())) !=

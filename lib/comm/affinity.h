@@ -1,5 +1,6 @@
 // The cores of this rank. mpirun binds a rank to one core at two ranks or fewer; the rank's share
-// of the node's allowed cores is what it should compute on.
+// of the cores that the launcher itself may use is what it should compute on. Without a launcher
+// the cores this process was given (taskset, numactl) stay as they are.
 #pragma once
 
 #include <string>
@@ -13,8 +14,8 @@ struct CoreShare {
   std::string description;  // "cores 0-7 of 16 (widened from 1)"
 };
 
-// Collective over host (the ranks of one node). Deals the node's allowed cores, at most the
-// cgroup's quota, in contiguous blocks; widens this process's affinity to its block. More ranks
+// Collective over host (the ranks of one node). Deals the launcher's cores, at most the cgroup's
+// quota, in contiguous blocks; widens this process's affinity to its block. More ranks
 // than cores: ranks share, one core each.
 CoreShare take_core_share(const HostComm& host);
 

@@ -101,6 +101,22 @@ def check_ranks(mpinfer):
     mpinfer("check", "--model", MODEL, "-i", "in.jsonl", ranks=2, code=3)
 
 
+def check_cores(mpinfer):
+    """The cores of taskset stay, with a launcher and without; what mpirun binds is widened to them."""
+    (mpinfer.work / "in.jsonl").write_text('{"prompt": "a", "max_tokens": 2}\n')
+    run = ("run", "--model", MODEL, "-i", "in.jsonl", "-o", "out.jsonl", "--overwrite")
+    allowed = sorted(os.sched_getaffinity(0))
+    for cores in (allowed, allowed[:1]):
+        for ranks in (0, 1, 2):
+            os.sched_setaffinity(0, cores)
+            try:
+                mpinfer(*run, ranks=ranks)
+            finally:
+                os.sched_setaffinity(0, allowed)
+            threads = max(1, len(cores) // max(1, ranks))
+            expect(re.search(f"{threads} threads?, cores {cores[0]}.* of {len(cores)}", mpinfer.stderr), f"cores {cores}, {ranks} ranks:\n{mpinfer.stderr}")
+
+
 def check_precedence(mpinfer):
     """One value from a flag, one from a variable, one from the file: seen in the rows and in the manifest."""
     (mpinfer.work / "in.jsonl").write_text('{"prompt": "ab"}\n{"prompt": "ab", "max_tokens": 1}\n')
@@ -204,7 +220,7 @@ def check_plan(mpinfer):
     mpinfer("plan", "--model", "org/absent", code=5, said="hf download org/absent", HF_HUB_CACHE=str(mpinfer.work))
 
 
-GROUPS = {"options": check_options, "ranks": check_ranks, "precedence": check_precedence, "check": check_check,
+GROUPS = {"options": check_options, "ranks": check_ranks, "cores": check_cores, "precedence": check_precedence, "check": check_check,
           "tokenize": check_tokenize, "plan": check_plan}
 
 
