@@ -5,9 +5,6 @@ mpinfer_test(parity_backend
 # Not a test: prints speed of the CPU backend beside the measured multiply-add peak.
 add_executable(bench_gemm EXCLUDE_FROM_ALL "${CMAKE_SOURCE_DIR}/scripts/bench/gemm.cpp")
 target_link_libraries(bench_gemm PRIVATE mpinfer_backend)
-# Catch's own main takes minutes under the sanitizers and is not what they are for (property of the whole directory).
-set_source_files_properties(support/main.cpp PROPERTIES COMPILE_OPTIONS
-  "$<$<BOOL:${MPINFER_SANITIZE}>:-O0;-fno-sanitize=address,undefined>")
 if(MPINFER_HAVE_CUDA)
   add_executable(bench_cuda_ops EXCLUDE_FROM_ALL "${CMAKE_SOURCE_DIR}/scripts/bench/cuda_ops.cpp")
   target_link_libraries(bench_cuda_ops PRIVATE mpinfer_backend)

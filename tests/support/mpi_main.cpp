@@ -3,17 +3,12 @@
 #include <cstdio>
 
 #include "lib/comm/mpi.h"
-#if __has_include(<catch2/catch_session.hpp>)
-#include <catch2/catch_session.hpp>
-#else
-#define CATCH_CONFIG_RUNNER
-#include <catch2/catch.hpp>
-#endif
+#include "tests/support/runner.h"
 
 int main(int argc, char** argv) {
   mpinfer::comm::MpiSession session(&argc, &argv);
   const auto world = mpinfer::comm::HostComm::world();
-  const int failed = Catch::Session().run(argc, argv);
+  const int failed = mpinfer::tests::run_tests(argc, argv);
   const int64_t failed_ranks = world.all_reduce_sum(failed != 0 ? 1 : 0);
   if (world.rank() == 0 && failed_ranks > 0) {
     std::fprintf(stderr, "%lld of %d ranks failed\n", static_cast<long long>(failed_ranks),
