@@ -12,6 +12,7 @@
 #include "apps/job_environment.h"
 #include "apps/model_directory.h"
 #include "apps/option_table.h"
+#include "lib/backend/cuda_backend.h"
 #include "lib/core/error.h"
 #include "lib/core/log.h"
 
@@ -223,6 +224,14 @@ void validate(const Options& o) {
                       o.max_num_batched_tokens, o.max_num_seqs));
 }
 
+std::string version_text() {
+  const std::string cuda = backend::cuda_version();
+  return fmt::format("mpinfer {}, backends: cpu{}", MPINFER_VERSION,
+                     cuda.empty() ? ""
+                                  : fmt::format(", cuda {} ({} devices here)", cuda,
+                                                backend::cuda_device_count()));
+}
+
 struct Parser {
   CLI::App app{"mpinfer: offline batch LLM inference over MPI ranks", "mpinfer"};
   std::map<Command, CLI::App*> commands;
@@ -230,7 +239,7 @@ struct Parser {
   std::map<Command, std::map<std::string, CLI::Option*>> flags;
 
   Parser() {
-    app.set_version_flag("--version", "mpinfer " MPINFER_VERSION);
+    app.set_version_flag("--version", version_text());
     app.set_help_all_flag("--help-all", "Help of every command");
     app.require_subcommand(1);
     for (const auto& [command, name] : kCommands) add_command(command, name);

@@ -198,6 +198,10 @@ Device open_device(const Options& options, const comm::HostComm& world) {
   if (options.backend == "cuda" && !device.cuda) {
     throw Error(ExitCode::kUsage, "--backend cuda: no rank sees a CUDA device; use --backend cpu");
   }
+  if (options.backend == "auto" && !device.cuda && !backend::cuda_version().empty() &&
+      world.rank() == 0) {
+    spdlog::info("backend cpu: no rank sees a CUDA device");
+  }
   int64_t memory = 0;
   if (device.cuda) {
     require_devices(world, host, devices);

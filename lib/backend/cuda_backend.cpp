@@ -69,6 +69,10 @@ int cuda_device_count() {
   return count;
 }
 
+std::string cuda_version() {
+  return fmt::format("{}.{}", CUDART_VERSION / 1000, CUDART_VERSION % 1000 / 10);
+}
+
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {
   MPINFER_CUDA(cudaSetDevice(options.device));
   return std::make_unique<CudaBackend>(options);

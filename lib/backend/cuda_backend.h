@@ -18,6 +18,9 @@ struct CudaOptions {
 // Devices this process sees; 0 without a driver or in a build without CUDA. Never throws.
 int cuda_device_count();
 
+// Of the toolkit, such as "13.0"; empty in a build without CUDA.
+std::string cuda_version();
+
 // Throws Error(kUsage) in a build without CUDA, Error(kPeerFailure) when the device does not start.
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options);
 

@@ -7,6 +7,10 @@ int cuda_device_count() {
   return 0;
 }
 
+std::string cuda_version() {
+  return "";
+}
+
 std::unique_ptr<Backend> make_cuda_backend(const CudaOptions& options) {
   throw Error(
       ExitCode::kUsage,

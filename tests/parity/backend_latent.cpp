@@ -148,6 +148,7 @@ std::vector<float> attend(Backend& backend, const Latent& s, const std::vector<S
                      .context_lens = device_context.data(),
                      .block_table = device_table.data(),
                      .block_table_stride = table_stride,
+                     .host_prefix_groups = {},
                      .host_cu_seqlens_q = cu,
                      .host_context_lens = context},
                     {.scale = scale});

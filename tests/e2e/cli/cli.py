@@ -220,8 +220,20 @@ def check_plan(mpinfer):
     mpinfer("plan", "--model", "org/absent", code=5, said="hf download org/absent", HF_HUB_CACHE=str(mpinfer.work))
 
 
+def check_devices(mpinfer):
+    """A build with CUDA runs where there is no device, and says so; one without names the backend that works."""
+    version = mpinfer("--version")
+    expect(re.fullmatch(r"mpinfer [0-9.]+, backends: cpu(, cuda [0-9.]+ \(\d+ devices here\))?\n", version), version)
+    (mpinfer.work / "in.jsonl").write_text('{"prompt": "ab", "max_tokens": 2}\n')
+    run = ("run", "--model", MODEL, "-i", "in.jsonl", "-o", "out.jsonl", "--overwrite")
+    hidden = {"CUDA_VISIBLE_DEVICES": ""}
+    mpinfer(*run, said="no rank sees a CUDA device" if "cuda" in version else "exit code 0", **hidden)
+    expect(len(mpinfer.rows("out.jsonl")) == 1, "no answer on the CPU")
+    mpinfer(*run, "--backend", "cuda", code=2, said="use --backend cpu", **hidden)
+
+
 GROUPS = {"options": check_options, "ranks": check_ranks, "cores": check_cores, "precedence": check_precedence, "check": check_check,
-          "tokenize": check_tokenize, "plan": check_plan}
+          "tokenize": check_tokenize, "plan": check_plan, "devices": check_devices}
 
 
 def main():
