@@ -280,12 +280,22 @@ __global__ void __launch_bounds__(kDrawThreads)
     }
     __syncthreads();
   }
+  const bool greedy = row.temperature < 1e-5F;
   Best best;
+  if (greedy) {
 #pragma unroll 4
-  for (int32_t c = thread; c < cols; c += kDrawThreads) best.take(logits[c], c);
+    for (int32_t c = thread; c < cols; c += kDrawThreads) best.take(logits[c], c);
+  } else {
+#pragma unroll 8
+    for (int32_t c = thread; c < cols; c += kDrawThreads) {
+      const float x = logits[c];
+      nan = nan || x != x;
+      best.value = fmaxf(best.value, x);
+    }
+    if (best.value > -INFINITY) best.id = 0;
+  }
   best.has_nan = best.has_nan || nan;
   best = block_best(best);
-  const bool greedy = row.temperature < 1e-5F;
   if (best.has_nan || best.id == INT32_MAX || best.value == -INFINITY ||
       (!greedy && best.value == INFINITY)) {
     if (thread == 0) ids[r] = -1;
@@ -304,9 +314,10 @@ __global__ void __launch_bounds__(kDrawThreads)
   }
   // Weights are made anew in every pass: a row of logits is read, never written. 0 for what top_k
   // and min_p drop.
+  const float scale = kLog2E / row.temperature;
   const auto weight = [&](int32_t c) {
     const float x = logits[c];
-    const float w = expf((x - best.value) / row.temperature);
+    const float w = exp2_fast((x - best.value) * scale);
     return w < row.min_p || key_of(x) < least_key ? 0.0F : w;
   };
   const int32_t warp = thread / 32;

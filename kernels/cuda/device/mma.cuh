@@ -77,14 +77,6 @@ __device__ inline uint32_t pack(float low, float high) {
   return out;
 }
 
-__device__ inline float exp2_fast(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-
-constexpr float kLog2E = 1.4426950408889634F;
-
 // A score in units of log2: scaled, capped.
 __device__ inline float score(float dot, float scale, float softcap) {
   const float x = dot * scale;
