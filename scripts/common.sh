@@ -24,11 +24,14 @@ demo_model() {
   fi
 }
 
-# configure_and_build PRESET [ninja targets…]
+# configure_and_build PRESET [ninja targets…]: says the last line of the build, or what failed.
 configure_and_build() {
-  local preset="$1"
+  local preset="$1" log="$root_dir/build/$1.log"
   shift
-  (cd "$root_dir" && cmake --preset "$preset" -DCMAKE_CXX_COMPILER_LAUNCHER=ccache >"/tmp/mpinfer-cmake-$preset.log" 2>&1) ||
-    { tail -20 "/tmp/mpinfer-cmake-$preset.log"; return 1; }
-  cmake --build "$root_dir/build/$preset" -- "$@"
+  mkdir -p "$root_dir/build"
+  (cd "$root_dir" && cmake --preset "$preset" -DCMAKE_CXX_COMPILER_LAUNCHER=ccache) >"$log" 2>&1 ||
+    { tail -20 "$log"; return 1; }
+  cmake --build "$root_dir/build/$preset" -- "$@" >"$log" 2>&1 ||
+    { grep -A 40 -m 1 '^FAILED' "$log" || tail -20 "$log"; echo "all of it: $log"; return 1; }
+  tail -1 "$log"
 }

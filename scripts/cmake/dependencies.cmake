@@ -15,7 +15,11 @@ pkg_check_modules(xxhash REQUIRED IMPORTED_TARGET libxxhash)
 pkg_check_modules(zstd REQUIRED IMPORTED_TARGET libzstd)
 find_package(ZLIB REQUIRED)
 if(MPINFER_BUILD_TESTS)
-  find_package(Catch2 REQUIRED)
+  find_package(Catch2 QUIET)
+  if(NOT Catch2_FOUND)
+    message(STATUS "No Catch2: the tests are not built (scripts/install_packages --test)")
+    set(MPINFER_BUILD_TESTS OFF)
+  endif()
 endif()
 
 # CUDA: found or absent, never demanded. CMake 3.25 knows no CUDA20, so it is told the flag.
