@@ -15,6 +15,15 @@ python_environment() {
   touch "$stamp"
 }
 
+# A Python with the OpenAI client's types, which answers are held to; its tests find it by TEST_PYTHON.
+test_python() {
+  local stamp="$root_dir/.venv/.openai-1"
+  python_environment
+  [ -e "$stamp" ] || "$root_dir/.venv/bin/pip" install --quiet --disable-pip-version-check "openai>=1.60,<3"
+  touch "$stamp"
+  export TEST_PYTHON="$root_dir/.venv/bin/python"
+}
+
 # The demo model as a Hugging Face directory, once.
 demo_model() {
   local model="$root_dir/models/smollm2-135m-instruct"
