@@ -73,13 +73,17 @@ struct AttentionArgs {
   float softcap = 0.0F;          // 0: off
 };
 
-// Consecutive rows of one sequence against one KV head.
+// Consecutive rows of one sequence against one KV head; or, with shared_tokens, the last rows of
+// neighbouring sequences whose first shared_tokens lie in the same blocks.
 struct AttentionTask {
-  const int32_t* block_table = nullptr;  // of the sequence
+  const int32_t* block_table = nullptr;  // of the (first) sequence
   int64_t kv_head = 0;
   int64_t first_row = 0;
   int64_t num_rows = 0;
-  int64_t first_position = 0;  // position of first_row in the sequence
+  int64_t first_position = 0;         // position of first_row in the sequence
+  int64_t shared_tokens = 0;          // a multiple of kKeyTile; no window then
+  int64_t block_table_stride = 0;     // from one sequence's table to the next
+  const int32_t* contexts = nullptr;  // [num_rows] tokens, the row's own included
 };
 
 struct RopeWriteArgs {
@@ -162,7 +166,8 @@ struct KernelTable {
   // Where output feature j of a panel row lies: one table for bf16, one for other types.
   int64_t (*panel_position)(DType dtype, int64_t j);
 
-  int64_t (*attention_scratch)(int64_t head_dim, int64_t queries);  // in floats
+  // In floats, for tasks of so many queries (rows times group).
+  int64_t (*attention_scratch)(int64_t head_dim, int64_t queries, int64_t group);
   void (*attention)(const AttentionArgs& args, const AttentionTask& task, float* scratch);
 
   void (*norm)(const NormArgs& args, int64_t row_begin, int64_t row_end);

@@ -239,15 +239,12 @@ void finish_queries(const AttentionArgs& args, const AttentionTask& task, const 
   }
 }
 
-void attention(const AttentionArgs& args, const AttentionTask& task, float* scratch) {
+// Keys of positions [begin, end), in tiles, for queries that have been started.
+void run_tiles(const AttentionArgs& args, const AttentionTask& task, const Scratch& s,
+               int64_t begin, int64_t end) {
   const int64_t queries = task.num_rows * args.group;
   const RowTiles score_tiles = {.rows = queries, .row_tile = kScoreRows};
   const RowTiles tiles = {.rows = queries, .row_tile = kRowTile};
-  const Scratch s(scratch, args.head_dim, queries);
-  start_queries(args, task, s, score_tiles);
-  const int64_t end = task.first_position + task.num_rows;
-  const int64_t begin =
-      args.window == 0 ? 0 : HWY_MAX(int64_t{0}, task.first_position + 1 - args.window);
   const int64_t whole = args.value_dim / kPanelWidth * kPanelWidth;
   for (int64_t tile = begin / kKeyTile * kKeyTile; tile < end; tile += kKeyTile) {
     const KeyRange range = {.tile = tile,
@@ -268,11 +265,53 @@ void attention(const AttentionArgs& args, const AttentionTask& task, float* scra
       add_values(args, task, s, range, tiles.begin(t), tiles.size(t));
     }
   }
+}
+
+RowTiles score_tiles_of(const AttentionArgs& args, const AttentionTask& task) {
+  return {.rows = task.num_rows * args.group, .row_tile = kScoreRows};
+}
+
+// The shared tiles once for all rows, then each row's own with the state they left: the steps of a
+// row, and so its bits, are those that it would take alone.
+void attend_group(const AttentionArgs& args, const AttentionTask& task, float* scratch) {
+  const int64_t queries = task.num_rows * args.group;
+  const Scratch shared(scratch, args.head_dim, queries);
+  const Scratch own(scratch + round_up(Scratch::floats(args.head_dim, queries), 16), args.head_dim,
+                    args.group);
+  AttentionTask together = task;
+  together.first_position = task.shared_tokens;  // behind all that is looked at
+  start_queries(args, together, shared, score_tiles_of(args, together));
+  run_tiles(args, together, shared, 0, task.shared_tokens);
+  const int64_t padded = round_up(args.value_dim, kPanelWidth);
+  const auto bytes = [](int64_t floats) { return static_cast<size_t>(floats) * sizeof(float); };
+  for (int64_t r = 0; r < task.num_rows; ++r) {
+    const AttentionTask one = {.block_table = task.block_table + r * task.block_table_stride,
+                               .kv_head = task.kv_head,
+                               .first_row = task.first_row + r,
+                               .num_rows = 1,
+                               .first_position = task.contexts[r] - 1};
+    start_queries(args, one, own, score_tiles_of(args, one));
+    const int64_t first = r * args.group;
+    std::memcpy(own.row_max, shared.row_max + first, bytes(args.group));
+    std::memcpy(own.row_sum, shared.row_sum + first, bytes(args.group));
+    std::memcpy(own.sums, shared.sums + first * padded, bytes(args.group * padded));
+    run_tiles(args, one, own, task.shared_tokens, task.contexts[r]);
+    finish_queries(args, one, own);
+  }
+}
+
+void attention(const AttentionArgs& args, const AttentionTask& task, float* scratch) {
+  if (task.shared_tokens > 0) return attend_group(args, task, scratch);
+  const Scratch s(scratch, args.head_dim, task.num_rows * args.group);
+  start_queries(args, task, s, score_tiles_of(args, task));
+  const int64_t begin =
+      args.window == 0 ? 0 : HWY_MAX(int64_t{0}, task.first_position + 1 - args.window);
+  run_tiles(args, task, s, begin, task.first_position + task.num_rows);
   finish_queries(args, task, s);
 }
 
-int64_t attention_scratch(int64_t head_dim, int64_t queries) {
-  return Scratch::floats(head_dim, queries);
+int64_t attention_scratch(int64_t head_dim, int64_t queries, int64_t group) {
+  return round_up(Scratch::floats(head_dim, queries), 16) + Scratch::floats(head_dim, group);
 }
 
 void fill(KernelTable& table) {

@@ -107,6 +107,8 @@ class CpuBackend final : public Backend {
   // One expert on some of its rows, which are indices of choices (row * top_k + place).
   void run_expert(const MoeExperts& args, int64_t expert, const int32_t* choices, int64_t count);
   void max_of_rows(MaxPair* out, const kernels::cpu::GemmArgs& args, int32_t first_id);
+  bool add_group_tasks(const AttentionBatch& batch, const PrefixGroup& group, int64_t num_kv_heads,
+                       int64_t most_rows);
   const float* pack(const Matrix& a);
   void grow_floats(int64_t floats);  // scratch of every thread
   int64_t rows_at_once(int64_t rows, int64_t depth) const;

@@ -217,6 +217,26 @@ void CpuBackend::qk_norm_rope_write_kv(Stream, const QkNormRopeWriteKv& args) {
            [&](int64_t begin, int64_t end) { kernels_.rope_write(kernel_args, begin, end); });
 }
 
+// Members of a group together, as far as whole tiles of keys are shared; false: too few are.
+bool CpuBackend::add_group_tasks(const AttentionBatch& batch, const PrefixGroup& group,
+                                 int64_t num_kv_heads, int64_t most_rows) {
+  const int64_t shared = group.num_tokens / cpu::kKeyTile * cpu::kKeyTile;
+  if (shared == 0) return false;
+  for (int64_t r = 0; r < group.num_sequences; r += most_rows) {
+    const int64_t first = group.first_sequence + r;
+    for (int64_t head = 0; head < num_kv_heads; ++head) {
+      tasks_.push_back({.block_table = batch.block_table + first * batch.block_table_stride,
+                        .kv_head = head,
+                        .first_row = first,  // decode sequences come first, a row each
+                        .num_rows = std::min<int64_t>(most_rows, group.num_sequences - r),
+                        .shared_tokens = shared,
+                        .block_table_stride = batch.block_table_stride,
+                        .contexts = batch.context_lens + first});
+    }
+  }
+  return true;
+}
+
 void CpuBackend::attention(Stream, const Matrix& out, const Matrix& q, const KvView& kv,
                            const AttentionBatch& batch, const AttentionOptions& options) {
   check_f32(out, "out");
@@ -244,7 +264,18 @@ void CpuBackend::attention(Stream, const Matrix& out, const Matrix& q, const KvV
                                    .softcap = options.softcap};
   const int64_t rows_at_once = std::max<int64_t>(1, kQueriesAtOnce / args.group);
   tasks_.clear();
+  std::span<const PrefixGroup> groups = batch.host_prefix_groups;
+  if (options.window > 0) groups = {};
   for (size_t s = sequences; s-- > 0;) {  // prefill chunks, the longest tasks, first
+    if (!groups.empty() &&
+        static_cast<int64_t>(s) + 1 == groups.back().first_sequence + groups.back().num_sequences) {
+      const PrefixGroup& group = groups.back();
+      groups = groups.first(groups.size() - 1);
+      if (add_group_tasks(batch, group, kv.num_kv_heads, rows_at_once)) {
+        s = static_cast<size_t>(group.first_sequence);
+        continue;
+      }
+    }
     const int64_t first = batch.host_cu_seqlens_q[s];
     const int64_t rows = batch.host_cu_seqlens_q[s + 1] - first;
     const int64_t context = batch.host_context_lens[s];
@@ -262,7 +293,7 @@ void CpuBackend::attention(Stream, const Matrix& out, const Matrix& q, const KvV
       }
     }
   }
-  grow_floats(kernels_.attention_scratch(kv.head_dim, rows_at_once * args.group));
+  grow_floats(kernels_.attention_scratch(kv.head_dim, rows_at_once * args.group, args.group));
   pool_.run(static_cast<int64_t>(tasks_.size()), [&](int64_t i, int thread) {
     kernels_.attention(args, tasks_[static_cast<size_t>(i)],
                        memory_[static_cast<size_t>(thread)].floats.data());
