@@ -240,7 +240,7 @@ std::string tokenizer_directory(const Options& options) {
 
 job::SamplingFields sampling_defaults(const Options& options, const model::ModelConfig& config) {
   check_flags(options.sampling, config.vocab_size);
-  const job::SamplingFields flags = flag_fields(options.sampling);
+  job::SamplingFields flags = flag_fields(options.sampling);
   std::string path = options.generation_config;
   if (path == "none") return flags;
   if (path == "auto") {
