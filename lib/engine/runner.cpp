@@ -185,19 +185,22 @@ void Runner::receive(const StepPlan& plan, const StepPlan* lane_before) {
   }
 }
 
-void Runner::forward(const StepPlan& plan, std::span<const int64_t> group_rows) {
-  backend::Backend& backend = parts_.backend;
+Matrix Runner::residual_of(const StepPlan& plan) {
   char* memory = static_cast<char*>(message_of(plan.number).memory.data());
   const int64_t width = parts_.config.hidden_size;
-  const Matrix residual{memory + align(int64_t{options_.max_num_seqs} * 4),
-                        backend.activation_dtype(), plan.num_rows, width, width};
+  return {memory + align(int64_t{options_.max_num_seqs} * 4), parts_.backend.activation_dtype(),
+          plan.num_rows, width, width};
+}
+
+void Runner::forward(const StepPlan& plan, std::span<const int64_t> group_rows) {
+  backend::Backend& backend = parts_.backend;
   if (first() && plan.num_decodes > 0) {
     backend.gather_slots(Stream::kCompute, batch_.ids,
                          static_cast<const int32_t*>(last_token_.data()), batch_.row_slots,
                          plan.num_decodes);
   }
   batch_.input.group_rows = group_rows;
-  parts_.transformer.forward(Stream::kCompute, batch_.input, residual);
+  parts_.transformer.forward(Stream::kCompute, batch_.input, residual_of(plan));
 }
 
 void Runner::draw(const StepPlan& plan, const StepPlan* lane_before) {
@@ -208,9 +211,7 @@ void Runner::draw(const StepPlan& plan, const StepPlan* lane_before) {
   backend::Backend& backend = parts_.backend;
   const int64_t width = parts_.config.hidden_size;
   const DType dtype = backend.activation_dtype();
-  const Matrix residual{static_cast<char*>(message_of(plan.number).memory.data()) +
-                            align(int64_t{options_.max_num_seqs} * 4),
-                        dtype, plan.num_rows, width, width};
+  const Matrix residual = residual_of(plan);
   const Matrix hidden{hidden_.data(), dtype, plan.num_logit_rows(), width, width};
   Drawn& drawn = drawn_of(plan.number);
   auto* ids = static_cast<int32_t*>(drawn.device.data());
@@ -240,9 +241,7 @@ void Runner::look_at_logprobs(const StepPlan& plan) {
   backend::Backend& backend = parts_.backend;
   const int64_t width = parts_.config.hidden_size;
   const DType dtype = backend.activation_dtype();
-  const Matrix residual{static_cast<char*>(message_of(plan.number).memory.data()) +
-                            align(int64_t{options_.max_num_seqs} * 4),
-                        dtype, plan.num_rows, width, width};
+  const Matrix residual = residual_of(plan);
   Drawn& drawn = drawn_of(plan.number);
   drawn.reserve_logprobs(backend, logprob_bytes(&plan));
   if (plan.num_logit_rows() > 0) {

@@ -47,6 +47,7 @@ class Runner {
 
   Message& message_of(int64_t number);
   Drawn& drawn_of(int64_t number);
+  backend::Matrix residual_of(const StepPlan& plan);  // [num_rows, hidden_size], in its message
   void receive(const StepPlan& plan, const StepPlan* lane_before);
   void send(const StepPlan& plan, const StepPlan* lane_before);
   void forward(const StepPlan& plan, std::span<const int64_t> group_rows);
