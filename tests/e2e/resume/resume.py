@@ -264,16 +264,20 @@ def status(work, *arguments, out="out.jsonl", code=None):
 
 
 def check_signals(work):
-    """USR1, TERM, INT in the middle: 75, and the rest is done by the same command; begun rows go on."""
-    work.write_rows(rows(400, longest=100))
+    """USR1, TERM, INT in the middle: 75, and the rest is done by the same command; begun rows go on. There are rows for ten
+    seconds: a loaded machine is late with the signal. Where tokens must be left, the signal comes about the 33rd step of rows
+    of a hundred (the longest go first, side by side) and leaves them 50 ms, two steps at most."""
+    work.write_rows(rows(1600, longest=100))
     reference = work.reference()
     for ranks, arguments in ((0, ()), (2, ("-dp", 2, "--max-num-seqs", 8))):
-        for name, more in (("USR1", ("--stop-before", "0.2s")), ("USR1", ()), ("TERM", ()), ("INT", ())):
+        for name, more in (("USR1", ("--stop-before", "0.1s")), ("USR1", ()), ("TERM", ()), ("INT", ())):
             if ranks and name in ("TERM", "INT"):
                 continue  # mpirun ends its ranks by itself: see check_launcher
             work.clear()
-            process = work.start(ranks, *arguments, "--max-num-seqs", 8, *more, environment=SLOW)
+            slow = {"MPINFER_SIMULATED_STEP_US": "30000"} if more else SLOW
+            process = work.start(ranks, *arguments, "--max-num-seqs", 8, *more, environment=slow)
             wait_for(lambda: journalled(work) > 20 or process.poll() is not None, "rows in the journal")
+            expect(process.poll() is None, f"{name} {more} on {ranks} ranks: ended before the signal\n{work.log()}")
             os.kill(process.pid, getattr(signal, "SIG" + name))
             code = process.wait(60)
             expect(code == 75, f"{name} {more} on {ranks} ranks: exit code {code}\n{work.log()}")
@@ -282,36 +286,37 @@ def check_signals(work):
             expect(not (work.folder / "out.jsonl").exists(), f"{name}: OUT was written")
             status(work, "--exit-code", code=75)
             partials = sum(path.read_bytes().count(b"\nP ") for path in journals(work))
-            expect(partials > 0 or name == "INT" or not more, f"{name}: no tokens of running rows were kept")
+            expect(partials > 0 or not more, f"{name}: no tokens of running rows were kept\n{work.log()}")
             work.run(1 if ranks else 2, *arguments[:0], said="rows are done")
             work.check(reference)
             status(work, "--exit-code", code=3)
 
 
 def check_interrupt(work):
-    """A second interrupt leaves at once, with a valid journal."""
-    work.write_rows(rows(40, longest=100) + [{"prompt": "long", "max_tokens": 120}])
+    """A second interrupt leaves at once, with a valid journal; the running rows would have needed twelve seconds more."""
+    work.write_rows(rows(5, longest=5) + [{"prompt": "long", "max_tokens": 120}] * 6)
     reference = work.reference()
-    process = work.start(0, "--max-num-seqs", 2, environment={"MPINFER_SIMULATED_STEP_US": "30000"})
+    process = work.start(0, "--max-num-seqs", 2, environment={"MPINFER_SIMULATED_STEP_US": "100000"})
     wait_for(lambda: journalled(work) > 3, "rows in the journal")
     status(work, "--exit-code", code=1)
     os.kill(process.pid, signal.SIGINT)
     wait_for(lambda: "interrupted" in work.log(), "its answer")
     os.kill(process.pid, signal.SIGINT)
-    expect(process.wait(5) == 75, "exit code after two interrupts")
+    expect(process.wait(7) == 75, "exit code after two interrupts")
     status(work, "--exit-code", code=75)
     work.run(0)
     work.check(reference)
 
 
 def check_launcher(work):
-    """Ctrl-C and scancel under mpirun: the ranks have a second to live. What was finished before the signal is durable, and
-    the manifest says stopped whatever the launcher returns."""
+    """Ctrl-C and scancel under mpirun: what was finished before the signal is durable, and the manifest says stopped whatever
+    the launcher returns. mpirun gives its ranks a second, here three for loaded machines; scripts/bench/durability times them."""
     work.write_rows(rows(600, longest=100))
     reference = work.reference()
     for name in ("INT", "TERM"):
         work.clear()
-        process = work.start(4, "-dp", 4, "--max-num-seqs", 4, environment={"MPINFER_SIMULATED_STEP_US": "4000"})
+        process = work.start(4, "-dp", 4, "--max-num-seqs", 4,
+                             environment={"MPINFER_SIMULATED_STEP_US": "4000", "OMPI_MCA_odls_base_sigkill_timeout": "3"})
         wait_for(lambda: journalled(work) > 20 or process.poll() is not None, "rows in the journal")
         before = journalled(work)
         os.kill(process.pid, getattr(signal, "SIG" + name))
@@ -329,10 +334,10 @@ def check_end_time(work):
     """The end of the Slurm job comes near: drained in time."""
     work.write_rows(rows(400, longest=100))
     reference = work.reference()
-    ends = {**SLOW, "SLURM_JOB_ID": "9", "SLURM_JOB_END_TIME": str(int(time.time()) + 4)}
-    started = time.time()
-    work.run(0, "--max-num-seqs", 2, "--stop-before", "3s", code=75, environment=ends)
-    expect(time.time() - started < 5, "it ended after the job's end")
+    end = int(time.time()) + 11
+    ends = {**SLOW, "SLURM_JOB_ID": "9", "SLURM_JOB_END_TIME": str(end)}
+    work.run(0, "--max-num-seqs", 2, "--stop-before", "8s", code=75, environment=ends)
+    expect(time.time() < end, "it ended after the job's end")
     work.run(0, said="rows are done")
     work.check(reference)
     work.clear()
@@ -410,7 +415,7 @@ def check_stopped_rank(work):
     reference = work.reference()
     for ranks, arguments, victim in ((3, ("-dp", 3), 1), (3, ("-dp", 3), 0), (4, ("-dp", 2, "-pp", 2), 3)):
         work.clear()
-        process = work.start(ranks, *arguments, "--max-num-seqs", 4, "--step-timeout", "2s",
+        process = work.start(ranks, *arguments, "--max-num-seqs", 4, "--step-timeout", "3s",
                              environment={"MPINFER_SIMULATED_STEP_US": "8000"})
         wait_for(lambda: journalled(work) > 10 or process.poll() is not None, "rows in the journal")
         os.kill(ranks_of(process)[victim], signal.SIGSTOP)
@@ -420,7 +425,7 @@ def check_stopped_rank(work):
         log = work.log()
         expect(code == 7 and f"rank {victim} on " in log and "no sign of life" in log and "holds rows" in log,
                f"{arguments}, rank {victim} stopped: exit code {code} after {took:.1f} s\n{log}")
-        expect(took < 2 + 10, f"the verdict took {took:.1f} s")
+        expect(took < 3 + 10, f"the verdict took {took:.1f} s")
         wait_for(lambda: "running since" not in status(work), "the ranks to end")
         status(work, "--exit-code", code=7)
         expect(journalled(work) >= before, "finished rows were lost")
