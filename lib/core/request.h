@@ -14,6 +14,14 @@ struct LogitBias {
   float bias = 0.0F;
 };
 
+// What a row's completion has to look like, by its text; none: anything.
+struct GrammarSpec {
+  enum class Kind : uint8_t { kNone, kJsonObject, kJsonSchema, kRegex, kChoice };
+  Kind kind = Kind::kNone;
+  std::string text = {};  // the schema, the pattern, the choices as a JSON list
+  bool operator==(const GrammarSpec&) const = default;
+};
+
 // Ranges and meaning: INTERFACE §4; every value here is already checked.
 struct SamplingParams {
   int32_t max_tokens = 0;  // already resolved: 1 … rest of the context
@@ -40,13 +48,16 @@ struct SamplingParams {
   std::vector<LogitBias> logit_bias;            // by ascending token, one each
   std::vector<int32_t> allowed_token_ids;       // ascending; empty: all
   std::vector<std::vector<int32_t>> bad_words;  // token by token, none empty
+  GrammarSpec grammar;
 
   bool greedy() const { return temperature < 1e-5F; }
   bool penalised() const {
     return repetition_penalty != 1.0F || frequency_penalty != 0.0F || presence_penalty != 0.0F;
   }
+  bool constrained() const { return grammar.kind != GrammarSpec::Kind::kNone; }
   bool changes_logits() const {
-    return penalised() || !logit_bias.empty() || !allowed_token_ids.empty() || !bad_words.empty();
+    return penalised() || !logit_bias.empty() || !allowed_token_ids.empty() || !bad_words.empty() ||
+           constrained();
   }
 };
 

@@ -5,6 +5,7 @@
 #include <xxhash.h>
 
 #include <algorithm>
+#include <charconv>
 #include <fstream>
 #include <mutex>
 #include <nlohmann/json.hpp>
@@ -13,6 +14,7 @@
 #include "lib/core/log.h"
 #include "lib/text/added_tokens.h"
 #include "lib/text/bpe.h"
+#include "lib/text/byte_level.h"
 #include "lib/text/decode.h"
 #include "lib/text/normalize.h"
 #include "lib/text/postprocess.h"
@@ -80,6 +82,7 @@ class BpeTokenizer : public Tokenizer {
     added_ = std::make_unique<AddedTokens>(
         Field(has ? json["added_tokens"] : none, "tokenizer.json: added_tokens"), *normalizer_);
     name_tokens();
+    falls_back_ = decodes_bytes();
     const auto known = [&](int32_t id) { return id < vocab_size(); };
     if (!std::all_of(special_tokens_.before.begin(), special_tokens_.before.end(), known) ||
         !std::all_of(special_tokens_.after.begin(), special_tokens_.after.end(), known)) {
@@ -141,6 +144,21 @@ class BpeTokenizer : public Tokenizer {
     if (found == bpe_.vocabulary().end()) return {};
     return {found->second};
   }
+  std::string bytes_of(int32_t id, bool first) const override {
+    if (!known(id) || added_ids_[static_cast<size_t>(id)]) return "";
+    const std::string& name = names_[static_cast<size_t>(id)];
+    if (pre_tokenizer_->byte_level()) return bytes_of_byte_level(name).value_or(name);
+    if (const int byte = fallback_byte(name); byte >= 0x80)
+      return std::string(1, static_cast<char>(byte));
+    // Behind a letter that no decoder changes.
+    std::string out;
+    DecodeStream stream(decoder_);
+    if (!first) stream.push(out, "a");
+    const size_t before = out.size();
+    stream.push(out, name);
+    stream.finish(out);
+    return out.substr(before);
+  }
   uint64_t fingerprint() const override { return fingerprint_; }
 
   const std::vector<DecodeStageFactory>& decoder() const { return decoder_; }
@@ -152,6 +170,23 @@ class BpeTokenizer : public Tokenizer {
 
  private:
   bool known(int32_t id) const { return id >= 0 && id < vocab_size(); }
+
+  // The byte of <0xNN> where the decoder makes bytes of such tokens, else -1.
+  int fallback_byte(std::string_view name) const {
+    unsigned value = 0;
+    if (!falls_back_ || name.size() != 6 || !name.starts_with("<0x") || name.back() != '>')
+      return -1;
+    const auto [stop, status] = std::from_chars(name.data() + 3, name.data() + 5, value, 16);
+    return status == std::errc() && stop == name.data() + 5 ? static_cast<int>(value) : -1;
+  }
+
+  bool decodes_bytes() const {
+    std::string out;
+    DecodeStream stream(decoder_);
+    stream.push(out, "<0x41>");
+    stream.finish(out);
+    return out == "A";
+  }
 
   void name_tokens() {
     int32_t largest = -1;
@@ -166,10 +201,12 @@ class BpeTokenizer : public Tokenizer {
     }
     names_.resize(static_cast<size_t>(largest + 1));
     special_.resize(names_.size(), false);
+    added_ids_.resize(names_.size(), false);
     for (const auto& [token, id] : bpe_.vocabulary()) names_[static_cast<size_t>(id)] = token;
     for (const AddedToken& token : added_->tokens()) {
       names_[static_cast<size_t>(token.id)] = token.name;
       special_[static_cast<size_t>(token.id)] = token.special;
+      added_ids_[static_cast<size_t>(token.id)] = true;
     }
   }
 
@@ -224,6 +261,8 @@ class BpeTokenizer : public Tokenizer {
   std::vector<DecodeStageFactory> decoder_;
   std::vector<std::string> names_;  // by id; empty: no such token
   std::vector<bool> special_;
+  std::vector<bool> added_ids_;
+  bool falls_back_ = false;  // <0xNN> tokens are bytes
   uint64_t fingerprint_;
   mutable std::mutex lock_;
   mutable std::vector<std::unique_ptr<Worker>> idle_;  // guarded by lock_

@@ -30,6 +30,9 @@ class Tokenizer {
   virtual bool is_special(int32_t id) const = 0;
   virtual std::string token_of(int32_t id) const = 0;  // as in the vocabulary; empty if unknown
   virtual std::vector<int32_t> ids_of_token(std::string_view token) const = 0;  // 0 or 1 ids
+  // What the token adds to a text behind other tokens, or as its first (where some decoders drop a
+  // space): bytes that need not be whole characters. Empty for added tokens, special or not.
+  virtual std::string bytes_of(int32_t id, bool first) const = 0;
   virtual uint64_t fingerprint() const = 0;  // hash of tokenizer.json's bytes
 };
 
