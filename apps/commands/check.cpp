@@ -12,6 +12,7 @@
 #include "lib/core/log.h"
 #include "lib/job/request_builder.h"
 #include "lib/model/loader.h"
+#include "lib/text/grammar/grammars.h"
 #include "lib/text/tokenizer.h"
 
 namespace mpinfer::apps {
@@ -88,6 +89,11 @@ int check_command(const Options& options, int world_size) {
   builder_options.max_model_len = plan.memory.max_model_len;
   builder_options.vocab_size = config.vocab_size;
   builder_options.defaults = defaults;
+  std::optional<text::grammar::Grammars> grammars;
+  if (tokenizer != nullptr) {
+    builder_options.grammars =
+        &grammars.emplace(*tokenizer, config.vocab_size, config.eos_token_ids);
+  }
   const RowCounts counts =
       check_rows(options, job::RequestBuilder(builder_options, tokenizer.get()));
   fmt::print("rows: {} in {} file{}, {} bad; {} prompt tokens, the longest prompt {}\n",

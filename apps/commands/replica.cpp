@@ -15,7 +15,7 @@ namespace {
 class Replica : public engine::Generator {
  public:
   Replica(const Options& options, const model::ModelConfig& config, const planner::Plan& plan,
-          const comm::Mesh& mesh, Device& device, comm::Watch& watch)
+          const comm::Mesh& mesh, Device& device, comm::Watch& watch, TokenGrammars* grammars)
       : backend_(*device.backend) {
     const auto make = device.cuda ? comm::make_nccl_communicator : comm::make_mpi_communicator;
     tp_ = make(mesh.tp, backend_, watch, "tp");
@@ -64,7 +64,7 @@ class Replica : public engine::Generator {
     }
     engine_ = std::make_unique<engine::Engine>(
         engine_options_, engine::EngineParts{backend_, *transformer_, lm_head_.get(), config, *pp_,
-                                             mesh.replica, watch, &mesh.members});
+                                             mesh.replica, watch, &mesh.members, grammars});
   }
 
   engine::EngineStats run(engine::RequestSource* source, engine::CompletionSink* sink,
@@ -97,8 +97,9 @@ class Replica : public engine::Generator {
 std::unique_ptr<engine::Generator> make_replica(const Options& options,
                                                 const model::ModelConfig& config,
                                                 const planner::Plan& plan, const comm::Mesh& mesh,
-                                                Device& device, comm::Watch& watch) {
-  return std::make_unique<Replica>(options, config, plan, mesh, device, watch);
+                                                Device& device, comm::Watch& watch,
+                                                TokenGrammars* grammars) {
+  return std::make_unique<Replica>(options, config, plan, mesh, device, watch, grammars);
 }
 
 }  // namespace mpinfer::apps

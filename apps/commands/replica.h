@@ -14,10 +14,12 @@
 
 namespace mpinfer::apps {
 
-// Everything is borrowed. Reads the weights; collective over the replica.
+// Everything is borrowed; grammars: null without a tokenizer. Reads the weights; collective over
+// the replica.
 std::unique_ptr<engine::Generator> make_replica(const Options& options,
                                                 const model::ModelConfig& config,
                                                 const planner::Plan& plan, const comm::Mesh& mesh,
-                                                Device& device, comm::Watch& watch);
+                                                Device& device, comm::Watch& watch,
+                                                TokenGrammars* grammars);
 
 }  // namespace mpinfer::apps

@@ -25,6 +25,7 @@
 #include "lib/job/report.h"
 #include "lib/model/expert_placement.h"
 #include "lib/model/loader.h"
+#include "lib/text/grammar/grammars.h"
 #include "lib/text/tokenizer.h"
 
 namespace mpinfer::apps {
@@ -303,6 +304,11 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
     tokenizer = text::Tokenizer::load(tokenizer_path);
     identity.tokenizer = tokenizer->fingerprint();
   }
+  std::unique_ptr<text::grammar::Grammars> grammars;
+  if (tokenizer != nullptr) {
+    grammars = std::make_unique<text::grammar::Grammars>(*tokenizer, config.vocab_size,
+                                                         config.eos_token_ids);
+  }
   RowSetup row_setup(options, tokenizer_path);
   Device device = open_device(options, world);
   require_same_everywhere(world, identity, device.simd);
@@ -321,6 +327,7 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
   builder.max_model_len = plan.memory.max_model_len;
   builder.vocab_size = config.vocab_size;
   builder.defaults = defaults;
+  builder.grammars = grammars.get();
   const io::Opening opening = session.open(
       everyone, run_identity(options, {config, identity, device, plan, builder, job.format}),
       fmt::format("dp {} pp {} tp {}", plan.layout.dp, plan.layout.pp, plan.layout.tp));
@@ -364,7 +371,7 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
   // A replica without rows loads nothing, unless its experts work for its group's.
   const int64_t group_rows = mesh.members.all_reduce_sum(session.num_rows());
   if (session.num_rows() > 0 || group_rows > 0) {
-    const auto generator = make_replica(options, config, plan, mesh, device, watch);
+    const auto generator = make_replica(options, config, plan, mesh, device, watch, grammars.get());
     report.seconds["load"] = seconds_since(loading);
     const auto generating = Clock::now();
     const engine::EngineStats stats = session.generate(*generator, builder, tokenizer.get());

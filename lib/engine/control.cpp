@@ -113,6 +113,8 @@ void write_request(Writer& writer, const Request& request) {
   writer.values(s.logit_bias);
   writer.values(s.allowed_token_ids);
   writer.lists(s.bad_words);
+  writer.value(s.grammar.kind);
+  writer.text(s.grammar.text);
   writer.lists(request.continuations);
   writer.values(request.begun_token_ids);
 }
@@ -148,6 +150,8 @@ Request read_request(Reader& reader) {
   s.logit_bias = reader.values<LogitBias>();
   s.allowed_token_ids = reader.values<int32_t>();
   s.bad_words = reader.lists();
+  s.grammar.kind = reader.value<GrammarSpec::Kind>();
+  s.grammar.text = reader.text();
   request.continuations = reader.lists();
   request.begun_token_ids = reader.values<int32_t>();
   return request;

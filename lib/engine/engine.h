@@ -15,6 +15,7 @@
 #include "lib/comm/watch.h"
 #include "lib/core/request.h"
 #include "lib/core/result.h"
+#include "lib/core/token_grammar.h"
 #include "lib/model/config.h"
 #include "lib/model/kv_cache.h"
 #include "lib/model/lm_head.h"
@@ -108,6 +109,7 @@ struct EngineParts {
   const comm::HostComm& replica;
   comm::Watch& watch;
   const comm::HostComm* members = nullptr;  // ranks of this place in a lockstep group, or null
+  TokenGrammars* grammars = nullptr;        // last stage; null: no row has a grammar
 };
 
 // What carries requests to completions: the engine, or a test's stand-in for it.

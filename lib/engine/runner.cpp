@@ -71,7 +71,7 @@ Runner::Runner(const EngineOptions& options, const EngineParts& parts, WaitLoop&
       row_bytes_(parts.config.hidden_size * size_of(parts.backend.activation_dtype())),
       builder_(parts.backend, batch_limits(options), ring_of(num_stages_)),
       sampler_(parts.backend, options.seed, parts.config.eos_token_ids, parts.config.vocab_size,
-               options.max_num_seqs, ring_of(num_stages_)) {
+               options.max_num_seqs, ring_of(num_stages_), parts.grammars) {
   backend::Backend& backend = parts_.backend;
   const int64_t ids = align(int64_t{options_.max_num_seqs} * 4);
   const int32_t num_messages = num_stages_ == 1 ? 1 : ring_of(num_stages_);

@@ -1,6 +1,7 @@
 #include "lib/engine/sampler.h"
 
 #include <algorithm>
+#include <bit>
 #include <cstring>
 
 #include "lib/core/error.h"
@@ -36,6 +37,19 @@ std::map<int32_t, int32_t>& counts_of(Sequence& sequence) {
   return sequence.drawn_counts;
 }
 
+// Whether no allowed token is left once the bans hold.
+template <class Changes>
+bool bans_all(const std::vector<uint32_t>& allowed, const Changes& changes) {
+  int64_t left = 0;
+  for (const uint32_t word : allowed) left += std::popcount(word);
+  for (const auto& [token, change] : changes) {
+    const auto at = static_cast<size_t>(token / 32);
+    const bool counted = at < allowed.size() && (allowed[at] >> (token % 32) & 1) != 0;
+    left -= change.banned && counted ? 1 : 0;
+  }
+  return left == 0;
+}
+
 constexpr int64_t align(int64_t bytes) {
   return (bytes + 255) / 256 * 256;
 }
@@ -43,11 +57,12 @@ constexpr int64_t align(int64_t bytes) {
 }  // namespace
 
 Sampler::Sampler(backend::Backend& backend, uint64_t run_seed, std::vector<int32_t> eos_token_ids,
-                 int64_t vocab_size, int32_t max_rows, int32_t ring)
+                 int64_t vocab_size, int32_t max_rows, int32_t ring, TokenGrammars* grammars)
     : backend_(backend),
       run_seed_(run_seed),
       eos_token_ids_(std::move(eos_token_ids)),
-      vocab_size_(vocab_size) {
+      vocab_size_(vocab_size),
+      grammars_(grammars) {
   const int64_t bytes =
       align(int64_t{max_rows} * static_cast<int64_t>(sizeof(backend::SampleRow))) +
       align((int64_t{max_rows} + 1) * 4) + 65536;
@@ -60,7 +75,7 @@ bool Sampler::needs_history(const StepPlan& plan) {
                      [&](int32_t entry) {
                        const SamplingParams& s =
                            plan.entries[static_cast<size_t>(entry)].sequence->request.sampling;
-                       return s.penalised() || !s.bad_words.empty();
+                       return s.penalised() || !s.bad_words.empty() || s.constrained();
                      });
 }
 
@@ -70,6 +85,7 @@ void Sampler::observe(const StepPlan& plan, std::span<const int32_t> ids) {
     if (ids[i] < 0) continue;
     if (sequence.request.sampling.penalised()) ++counts_of(sequence)[ids[i]];
     if (!sequence.request.sampling.bad_words.empty()) sequence.drawn.push_back(ids[i]);
+    if (sequence.request.sampling.constrained()) matcher_of(sequence).advance(ids[i]);
   }
 }
 
@@ -92,10 +108,13 @@ std::map<int32_t, Sampler::Change> Sampler::changes_of(const PlanEntry& entry) c
   return changes;
 }
 
-void Sampler::add_adjustments(std::vector<backend::LogitAdjustment>& out,
-                              const PlanEntry& entry) const {
+void Sampler::add_adjustments(std::vector<backend::LogitAdjustment>& out, const PlanEntry& entry,
+                              const Bits& allowed) const {
   Sequence& sequence = *entry.sequence;
   std::map<int32_t, Change> changes = changes_of(entry);
+  if (sequence.request.sampling.constrained() && !changes.empty() && bans_all(*allowed, changes)) {
+    for (auto& [token, change] : changes) change.banned = false;
+  }
   const auto add = [&out](int32_t token, const Change& change, int32_t count, bool in_context) {
     backend::LogitAdjustment adjustment;
     adjustment.token = token;
@@ -115,14 +134,26 @@ void Sampler::add_adjustments(std::vector<backend::LogitAdjustment>& out,
   for (const auto& [token, change] : changes) add(token, change, 0, /*in_context=*/false);
 }
 
-const std::vector<uint32_t>& Sampler::allowed_bits(Sequence& sequence) const {
-  if (sequence.allowed_bits.empty()) {
-    sequence.allowed_bits.assign(static_cast<size_t>(backend::mask_words(vocab_size_)), 0);
-    for (const int32_t token : sequence.request.sampling.allowed_token_ids) {
-      sequence.allowed_bits[static_cast<size_t>(token / 32)] |= 1U << (token % 32);
-    }
+// Null: all are.
+Sampler::Bits Sampler::allowed_bits(Sequence& sequence) const {
+  const SamplingParams& s = sequence.request.sampling;
+  if (s.constrained()) return matcher_of(sequence).allowed();
+  if (sequence.allowed_bits == nullptr && !s.allowed_token_ids.empty()) {
+    std::vector<uint32_t> bits(static_cast<size_t>(backend::mask_words(vocab_size_)), 0);
+    for (const int32_t token : s.allowed_token_ids)
+      bits[static_cast<size_t>(token / 32)] |= 1U << (token % 32);
+    sequence.allowed_bits = std::make_shared<const std::vector<uint32_t>>(std::move(bits));
   }
   return sequence.allowed_bits;
+}
+
+TokenMatcher& Sampler::matcher_of(Sequence& sequence) const {
+  if (sequence.matcher == nullptr) {
+    MPINFER_CHECK(grammars_ != nullptr, "a row with a grammar, and none who knows grammars");
+    sequence.matcher = grammars_->start(sequence.request.sampling.grammar);
+    for (const int32_t token : sequence.request.begun_token_ids) sequence.matcher->advance(token);
+  }
+  return *sequence.matcher;
 }
 
 model::SamplingInput Sampler::prepare(backend::Stream stream, const StepPlan& plan) {
@@ -131,17 +162,21 @@ model::SamplingInput Sampler::prepare(backend::Stream stream, const StepPlan& pl
   std::vector<backend::LogitAdjustment> adjustments;
   std::vector<int32_t> row_masks;
   std::vector<uint32_t> masks;
+  std::map<Bits, int32_t> placed;
   const int64_t words = backend::mask_words(vocab_size_);
   for (auto i = static_cast<size_t>(plan.num_greedy); i < plan.logit_entries.size(); ++i) {
     const PlanEntry& entry = plan.entries[static_cast<size_t>(plan.logit_entries[i])];
     rows.push_back(sample_row(entry, run_seed_));
-    add_adjustments(adjustments, entry);
+    const Bits bits = allowed_bits(*entry.sequence);
+    add_adjustments(adjustments, entry, bits);
     offsets.push_back(checked_cast<int32_t>(adjustments.size()));
     row_masks.push_back(-1);
-    if (entry.sequence->request.sampling.allowed_token_ids.empty()) continue;
-    row_masks.back() = checked_cast<int32_t>(static_cast<int64_t>(masks.size()) / words);
-    const std::vector<uint32_t>& bits = allowed_bits(*entry.sequence);
-    masks.insert(masks.end(), bits.begin(), bits.end());
+    if (bits == nullptr) continue;
+    // Rows at the same place of a grammar have one mask.
+    const auto [mask, fresh] =
+        placed.try_emplace(bits, checked_cast<int32_t>(static_cast<int64_t>(masks.size()) / words));
+    row_masks.back() = mask->second;
+    if (fresh) masks.insert(masks.end(), bits->begin(), bits->end());
   }
   const auto bytes_of = [](const auto& v) { return static_cast<int64_t>(v.size() * sizeof(v[0])); };
   int64_t bytes = 0;

@@ -10,6 +10,7 @@
 #include <vector>
 
 #include "lib/backend/backend.h"
+#include "lib/core/token_grammar.h"
 #include "lib/engine/sequence.h"
 #include "lib/model/lm_head.h"
 
@@ -17,8 +18,9 @@ namespace mpinfer::engine {
 
 class Sampler {
  public:
+  // grammars: borrowed; null where no row has a grammar.
   Sampler(backend::Backend& backend, uint64_t run_seed, std::vector<int32_t> eos_token_ids,
-          int64_t vocab_size, int32_t max_rows, int32_t ring);
+          int64_t vocab_size, int32_t max_rows, int32_t ring, TokenGrammars* grammars);
 
   // Whether a row of the plan needs the ids of every earlier plan of its sequence on the host.
   static bool needs_history(const StepPlan& plan);
@@ -32,9 +34,12 @@ class Sampler {
     float bias = 0.0F;
     bool banned = false;
   };
+  using Bits = std::shared_ptr<const std::vector<uint32_t>>;
   std::map<int32_t, Change> changes_of(const PlanEntry& entry) const;
-  void add_adjustments(std::vector<backend::LogitAdjustment>& out, const PlanEntry& entry) const;
-  const std::vector<uint32_t>& allowed_bits(Sequence& sequence) const;
+  void add_adjustments(std::vector<backend::LogitAdjustment>& out, const PlanEntry& entry,
+                       const Bits& allowed) const;
+  Bits allowed_bits(Sequence& sequence) const;
+  TokenMatcher& matcher_of(Sequence& sequence) const;
 
   struct Staging {
     backend::Buffer host;
@@ -45,6 +50,7 @@ class Sampler {
   std::vector<int32_t> eos_token_ids_;
   int64_t vocab_size_;
   std::vector<Staging> ring_;
+  TokenGrammars* grammars_;
 };
 
 }  // namespace mpinfer::engine

@@ -98,9 +98,11 @@ void Scheduler::commit(const StepPlan& plan, std::span<const int32_t> ids) {
     sequence->output.push_back(id);
     if (observer_ != nullptr) observer_->committed(*sequence, id);
     const auto length = static_cast<int32_t>(sequence->output.size());
-    if (is_stop_token(*sequence, id) && length > sequence->request.sampling.min_tokens) {
+    // A grammar lets an end-of-text token through before min_tokens only where nothing else fits.
+    const SamplingParams& sampling = sequence->request.sampling;
+    if (is_stop_token(*sequence, id) && (length > sampling.min_tokens || sampling.constrained())) {
       end(sequence, EndReason::kStopToken, id);
-    } else if (length >= sequence->request.sampling.max_tokens) {
+    } else if (length >= sampling.max_tokens) {
       end(sequence, EndReason::kLength, -1);
     }
   }

@@ -9,6 +9,7 @@
 
 #include "lib/core/request.h"
 #include "lib/core/result.h"
+#include "lib/core/token_grammar.h"
 
 namespace mpinfer::engine {
 
@@ -43,7 +44,8 @@ struct Sequence {
   // Likewise the sampler's: every token drawn so far, for rows whose next one depends on them, and
   // the row's allowed tokens as bits.
   std::vector<int32_t> drawn;
-  std::vector<uint32_t> allowed_bits;
+  std::shared_ptr<const std::vector<uint32_t>> allowed_bits;
+  std::shared_ptr<TokenMatcher> matcher;  // place in the row's grammar, in flight included
 
   int32_t num_prompt() const { return static_cast<int32_t>(request.prompt_token_ids.size()); }
   bool prefilled() const { return num_computed >= prefill_target; }

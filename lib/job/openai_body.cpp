@@ -11,8 +11,8 @@
 namespace mpinfer::job {
 namespace {
 
-constexpr std::string_view kCommon[] = {"model",           "stream",      "prompt_token_ids",
-                                        "response_format", "guided_json", "add_special_tokens"};
+constexpr std::string_view kCommon[] = {"model", "stream", "prompt_token_ids",
+                                        "add_special_tokens"};
 constexpr std::string_view kChatOnly[] = {"messages",
                                           "tools",
                                           "tool_choice",
@@ -67,7 +67,7 @@ std::optional<RowError> check_known(std::string_view body, bool chat) {
   const std::vector<std::string>& sampling = sampling_field_names();
   while (scanner.next(&member)) {
     const std::string name = member.decoded_key();
-    if (is_ignored_field(name) || in(name, kCommon)) continue;
+    if (is_ignored_field(name) || is_structured_field(name) || in(name, kCommon)) continue;
     if (std::find(sampling.begin(), sampling.end(), name) != sampling.end()) continue;
     if (chat ? in(name, kChatOnly) : in(name, kCompletionsOnly)) continue;
     if (member.value == "null") continue;
@@ -85,7 +85,6 @@ std::optional<RowError> check_neutral(const OpenAiBody& row) {
   if (is_true(find(fields, "continue_final_message")))
     return unsupported("continue_final_message", "is not supported");
   if (find(fields, "suffix") != nullptr) return unsupported("suffix", "is not supported");
-  if (find(fields, "guided_json") != nullptr) return unsupported("guided_json", "is not supported");
   if (const FieldValue* best_of = find(fields, "best_of")) {
     const auto* count = std::get_if<int64_t>(best_of);
     if (count == nullptr || *count != row.sampling.n.value_or(1))
@@ -95,10 +94,6 @@ std::optional<RowError> check_neutral(const OpenAiBody& row) {
     const auto* list = std::get_if<ArrayValue>(modalities);
     if (list == nullptr || list->strings != std::vector<std::string>{"text"})
       return unsupported("modalities", "must be [\"text\"]");
-  }
-  if (find(fields, "response_format") != nullptr &&
-      text_member(raw_member(row.body, "response_format"), "type") != "text") {
-    return unsupported("response_format", "must have type text: other types are not supported");
   }
   if (const FieldValue* choice = find(fields, "tool_choice")) {
     if (!is_text(choice, "auto") && !is_text(choice, "none"))
@@ -155,6 +150,9 @@ Expected<OpenAiBody> OpenAiReader::read(std::string_view line) const {
       return tl::unexpected(std::move(*error));
   }
   if (auto error = check_neutral(row)) return tl::unexpected(std::move(*error));
+  auto structured = read_structured_fields(row.body);
+  if (!structured) return tl::unexpected(std::move(structured.error()));
+  row.sampling.structured = std::move(*structured);
   row.with_tools = !is_text(find(row.fields, "tool_choice"), "none");
   row.reasoning_effort = text_member(row.body, "reasoning_effort");
   return row;

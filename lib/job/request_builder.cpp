@@ -112,7 +112,8 @@ RowError RequestBuilder::line_too_long() {
           ""};
 }
 
-Expected<SamplingFields> RequestBuilder::sampling_of(const RowFields& fields) const {
+Expected<SamplingFields> RequestBuilder::sampling_of(const RowFields& fields,
+                                                     std::string_view line) const {
   SamplingFields row;
   if (options_.row_params == RowParams::kNone) return options_.defaults;
   if (options_.row_params == RowParams::kAuto) {
@@ -122,6 +123,9 @@ Expected<SamplingFields> RequestBuilder::sampling_of(const RowFields& fields) co
       if (auto error = set_field(name, *value, options_.vocab_size, &row))
         return tl::unexpected(std::move(*error));
     }
+    auto structured = read_structured_fields(line);
+    if (!structured) return tl::unexpected(std::move(structured.error()));
+    row.structured = std::move(*structured);
   }
   if (const FieldValue* nested = find(fields, "sampling_params")) {
     if (!std::holds_alternative<ObjectValue>(*nested)) {
@@ -130,9 +134,13 @@ Expected<SamplingFields> RequestBuilder::sampling_of(const RowFields& fields) co
                     "sampling_params");
     }
     for (const auto& [name, value] : fields.nested) {
+      if (is_structured_field(name)) continue;
       if (auto error = set_field(name, value, options_.vocab_size, &row))
         return tl::unexpected(std::move(*error));
     }
+    auto structured = read_structured_fields(raw_member(line, "sampling_params"));
+    if (!structured) return tl::unexpected(std::move(structured.error()));
+    if (*structured) row.structured = std::move(*structured);
   }
   return overlay(row, options_.defaults);
 }
@@ -341,6 +349,10 @@ Expected<Request> RequestBuilder::finish(int64_t index, const Prompt& prompt,
   if (auto error = fit(&*ids, sampling)) return tl::unexpected(std::move(*error));
   auto params = resolve(sampling, static_cast<int64_t>(ids->size()), options_.max_model_len);
   if (!params) return tl::unexpected(std::move(params.error()));
+  if (params->constrained()) {
+    if (auto checked = check_grammar(*sampling.structured); !checked)
+      return tl::unexpected(std::move(checked.error()));
+  }
   if (sampling.bad_words && !sampling.bad_words->empty()) {
     auto words = bad_words_of(*sampling.bad_words);
     if (!words) return tl::unexpected(std::move(words.error()));
@@ -349,6 +361,19 @@ Expected<Request> RequestBuilder::finish(int64_t index, const Prompt& prompt,
   if (rendered != nullptr) *rendered = prompt.templated ? prompt.text.value_or("") : std::string();
   return Request{
       .index = index, .prompt_token_ids = std::move(*ids), .sampling = std::move(*params)};
+}
+
+Expected<void> RequestBuilder::check_grammar(const StructuredField& field) const {
+  if (tokenizer_ == nullptr) {
+    return refuse(
+        "unsupported",
+        fmt::format("the model has no tokenizer.json: {} cannot be held to its text", field.param),
+        field.param);
+  }
+  if (options_.grammars != nullptr) return options_.grammars->check(field.grammar, field.param);
+  const auto read = text::grammar::compile(field.grammar, field.param);
+  if (!read) return tl::unexpected(read.error());
+  return {};
 }
 
 // As vLLM does: a word is banned as it stands, and behind a space where that gives other tokens of
@@ -378,7 +403,8 @@ Expected<std::vector<std::vector<int32_t>>> RequestBuilder::bad_words_of(
 // {"prompt", "continuations": [...]}: each continuation's tokens are those that the whole text has
 // behind the prompt's.
 Expected<Request> RequestBuilder::score(int64_t index, const Prompt& prompt,
-                                        const FieldValue& given, const RowFields& fields) const {
+                                        const FieldValue& given, const RowFields& fields,
+                                        std::string_view line) const {
   constexpr size_t kMaxContinuations = 1024;
   const auto* list = std::get_if<ArrayValue>(&given);
   if (list == nullptr || list->size != static_cast<int64_t>(list->strings.size()) ||
@@ -393,7 +419,7 @@ Expected<Request> RequestBuilder::score(int64_t index, const Prompt& prompt,
   }
   const auto ids = encode(prompt);
   if (!ids) return tl::unexpected(ids.error());
-  const auto sampling = sampling_of(fields);
+  const auto sampling = sampling_of(fields, line);
   if (!sampling) return tl::unexpected(sampling.error());
   Request request{.index = index, .prompt_token_ids = *ids, .sampling = {}};
   request.sampling.n = static_cast<int32_t>(list->strings.size());
@@ -436,8 +462,8 @@ Expected<Request> RequestBuilder::build(int64_t index, std::string_view line,
   const auto prompt = prompt_of(*fields, line);
   if (!prompt) return tl::unexpected(prompt.error());
   if (const FieldValue* continuations = find(*fields, "continuations"))
-    return score(index, *prompt, *continuations, *fields);
-  const auto sampling = sampling_of(*fields);
+    return score(index, *prompt, *continuations, *fields, line);
+  const auto sampling = sampling_of(*fields, line);
   if (!sampling) return tl::unexpected(sampling.error());
   return finish(index, *prompt, *sampling, rendered);
 }

@@ -13,6 +13,7 @@
 #include "lib/job/row_fields.h"
 #include "lib/job/sampling_fields.h"
 #include "lib/text/chat_template.h"
+#include "lib/text/grammar/grammars.h"
 #include "lib/text/tokenizer.h"
 
 namespace mpinfer::job {
@@ -35,7 +36,8 @@ struct BuilderOptions {
   const text::PromptTemplate* prompt_template = nullptr;  // borrowed; over the members of a row
   std::string system = {};                                // system message of chats that have none
   bool apply_chat_template = false;                       // prompt rows become a user's message
-  std::string served_model_name = {};  // what body.model must be; empty: anything
+  std::string served_model_name = {};           // what body.model must be; empty: anything
+  text::grammar::Grammars* grammars = nullptr;  // borrowed; null: grammars are read and not kept
 };
 
 class RequestBuilder {
@@ -58,7 +60,7 @@ class RequestBuilder {
     std::string_view param;
     bool templated = false;
   };
-  Expected<SamplingFields> sampling_of(const RowFields& fields) const;
+  Expected<SamplingFields> sampling_of(const RowFields& fields, std::string_view line) const;
   Expected<Prompt> prompt_of(const RowFields& fields, std::string_view line) const;
   Expected<Prompt> prompt_of(const OpenAiBody& body) const;
   Expected<Prompt> given_ids(const FieldValue& value, std::string_view name) const;
@@ -66,10 +68,11 @@ class RequestBuilder {
   Expected<Prompt> chat(const text::ChatRow& row, const RowFields& fields) const;
   Expected<std::vector<int32_t>> encode(const Prompt& prompt) const;
   std::optional<RowError> fit(std::vector<int32_t>* ids, const SamplingFields& sampling) const;
+  Expected<void> check_grammar(const StructuredField& field) const;
   Expected<std::vector<std::vector<int32_t>>> bad_words_of(
       const std::vector<std::string>& words) const;
   Expected<Request> score(int64_t index, const Prompt& prompt, const FieldValue& given,
-                          const RowFields& fields) const;
+                          const RowFields& fields, std::string_view line) const;
   Expected<Request> finish(int64_t index, const Prompt& prompt, const SamplingFields& sampling,
                            std::string* rendered) const;
 

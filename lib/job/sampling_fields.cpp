@@ -325,6 +325,7 @@ SamplingFields overlay(const SamplingFields& above, const SamplingFields& below)
   take_over(&out.logit_bias, above.logit_bias);
   take_over(&out.allowed_token_ids, above.allowed_token_ids);
   take_over(&out.bad_words, above.bad_words);
+  take_over(&out.structured, above.structured);
   return out;
 }
 
@@ -369,6 +370,7 @@ std::vector<SamplingFields> parse_replica_sampling(const std::string& text, int 
 
 void keep_prompt_only(SamplingParams* params) {
   params->prompt_only = true;
+  params->grammar = {};
   params->max_tokens = 1;
   params->min_tokens = 0;
   params->num_logprobs = -1;
@@ -423,6 +425,15 @@ Expected<SamplingParams> resolve(const SamplingFields& fields, int64_t num_promp
   params.num_prompt_logprobs = checked_cast<int32_t>(fields.prompt_logprobs.value_or(-1));
   params.logit_bias = fields.logit_bias.value_or(std::vector<LogitBias>());
   params.allowed_token_ids = fields.allowed_token_ids.value_or(std::vector<int32_t>());
+  if (fields.structured) {
+    if (!params.allowed_token_ids.empty()) {
+      return tl::unexpected(invalid(
+          "allowed_token_ids", fmt::format("allowed_token_ids and {} are both given: one a row",
+                                           fields.structured->param)));
+    }
+    params.grammar = fields.structured->grammar;
+    params.ignore_eos = false;  // where nothing but the end is allowed, the row ends
+  }
   if (asked == 0) keep_prompt_only(&params);
   return params;
 }

@@ -12,6 +12,7 @@
 #include "lib/core/request.h"
 #include "lib/core/result.h"
 #include "lib/job/row_fields.h"
+#include "lib/job/structured_fields.h"
 #include "lib/model/config.h"
 
 namespace mpinfer::job {
@@ -28,6 +29,7 @@ struct SamplingFields {
   std::optional<std::vector<LogitBias>> logit_bias;       // by ascending token, one each
   std::optional<std::vector<int32_t>> allowed_token_ids;  // ascending
   std::optional<std::vector<std::string>> bad_words;
+  std::optional<StructuredField> structured;
   std::optional<bool> ignore_eos, include_stop_str_in_output, skip_special_tokens;
 };
 

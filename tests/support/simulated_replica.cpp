@@ -134,7 +134,8 @@ class SimulatedReplica : public engine::Generator {
 std::unique_ptr<engine::Generator> make_replica(const Options& /*options*/,
                                                 const model::ModelConfig& config,
                                                 const planner::Plan& plan, const comm::Mesh& mesh,
-                                                Device& /*device*/, comm::Watch& watch) {
+                                                Device& /*device*/, comm::Watch& watch,
+                                                TokenGrammars* /*grammars*/) {
   return std::make_unique<SimulatedReplica>(mesh.replica, config.vocab_size,
                                             plan.memory.max_num_seqs, watch);
 }
