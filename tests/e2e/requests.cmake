@@ -2,7 +2,7 @@
 # one, its types are left out.
 find_package(Python3 COMPONENTS Interpreter)
 if(TARGET mpinfer AND Python3_FOUND)
-  foreach(group oracle chi2 openai batch spool scores configs)
+  foreach(group oracle chi2 openai batch spool scores structured configs)
     add_test(NAME requests_${group} COMMAND Python3::Interpreter "${CMAKE_CURRENT_SOURCE_DIR}/e2e/requests/requests.py"
       --binary $<TARGET_FILE:mpinfer> ${group})
     set_tests_properties(requests_${group} PROPERTIES TIMEOUT 600)

@@ -7,6 +7,7 @@ openai     an OpenAI batch file answered in lines that PyPI's openai types parse
 batch      10,000 rows of the OpenAI form with 100 faults: every good row answered, every bad one named
 spool      .gz, .zst, standard input, a pipe; what is cut short is refused with the offset
 configs    the examples of configs/, at several layouts
+structured random draws held to schemas, patterns and choices at every layout; bad schemas are error rows in place
 scores     continuations: the sums of what prompt_logprobs says
 """
 import argparse
@@ -15,6 +16,7 @@ import json
 import math
 import os
 import pathlib
+import re
 import resource
 import shutil
 import subprocess
@@ -323,6 +325,58 @@ def check_scores(mpinfer):
     expect([line["sample"] for line in lines] == [0, 1, 2] and all("answer" in line for line in lines), f"{lines}")
 
 
+SCHEMA = {"type": "object", "additionalProperties": False, "required": ["id", "tags"],
+          "properties": {"id": {"type": "integer"}, "note": {"type": "string", "maxLength": 5},
+                         "tags": {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 1, "maxItems": 2},
+                         "ok": {"anyOf": [{"type": "boolean"}, {"$ref": "#/$defs/code"}]}},
+          "$defs": {"code": {"type": "string", "pattern": "^[A-C]{2}\\d$"}}}
+
+
+def fits_schema(text):
+    value = json.loads(text)
+    order = [key for key in ("id", "note", "tags", "ok") if key in value]
+    return (list(value) == order and {"id", "tags"} <= set(value) and type(value["id"]) is int
+            and len(value.get("note", "")) <= 5 and 1 <= len(value["tags"]) <= 2 and set(value["tags"]) <= {"red", "green"}
+            and (isinstance(value.get("ok", True), bool) or re.fullmatch(r"[A-C]{2}\d", value["ok"]) is not None))
+
+
+def check_structured(mpinfer):
+    pattern = r"(?:[a-f]{1,3}-){2}[0-9]+|é?[^x]{2}\."
+    kinds = [({"response_format": {"type": "json_schema", "json_schema": {"name": "n", "schema": SCHEMA}}}, fits_schema),
+             ({"structured_outputs": {"json": json.dumps(SCHEMA)}, "ignore_eos": True, "n": 3}, fits_schema),
+             ({"guided_regex": pattern, "min_tokens": 30}, lambda text: re.fullmatch(pattern, text)),
+             ({"guided_choice": ["yes", "no", "never"], "min_tokens": 40, "bad_words": ["n"]},
+              lambda text: text in ("yes", "no", "never")),
+             ({"response_format": {"type": "json_object"}}, lambda text: isinstance(json.loads(text), dict)),
+             ({"sampling_params": {"guided_choice": ["a"]}, "frequency_penalty": 2}, lambda text: text == "a")]
+    rows = [{"prompt": f"form {seed}", "seed": seed, "max_tokens": 120, **asked} for seed in range(25) for asked, _ in kinds]
+    rows += [{"prompt": "greedy", "temperature": 0, "max_tokens": 120, **asked} for asked, _ in kinds if "n" not in asked]
+    checks = [fits for _ in range(25) for _, fits in kinds] + [fits for asked, fits in kinds if "n" not in asked]
+    outputs = {layout: mpinfer(rows, layout=layout) for layout in ((1, 1, 1), (2, 1, 1), (1, 2, 1), (1, 1, 2))}
+    expect(outputs[1, 1, 1] == outputs[2, 1, 1] == outputs[1, 2, 1], "the layouts differ")
+    for layout, answers in outputs.items():
+        ended = 0
+        for answer, fits in zip(answers, checks):
+            texts = answer["output"] if isinstance(answer["output"], list) else [answer["output"]]
+            reasons = answer["finish_reason"] if isinstance(answer["finish_reason"], list) else [answer["finish_reason"]]
+            for text, reason in zip(texts, reasons):
+                if reason == "stop":
+                    expect(fits(text), f"{layout}: {text!r} of {answer}")
+                    ended += 1
+        expect(ended > 120, f"{layout}: only {ended} values ended in their tokens")
+    # Error rows stand in place; the rows around them are answered.
+    good = {"prompt": "x", "max_tokens": 20, "guided_choice": ["fine"]}
+    bad = [({"guided_json": {"type": "integer", "minimum": 3}}, "unsupported", "#/minimum"), ({"guided_regex": "(a"}, "invalid_param", "("),
+           ({"response_format": {"type": "grammar"}}, "unsupported", "grammar"), ({"guided_regex": "(a|b)*a(a|b){30}"}, "unsupported", "too large")]
+    body = {"custom_id": "c", "method": "POST", "url": "/v1/completions", "body": {"model": "m", **good}}
+    answers = mpinfer([row for asked, _, _ in bad for row in (good, {"prompt": "x", **asked})] + [body], code=3)
+    for i, (_, code, word) in enumerate(bad):
+        expect(answers[2 * i]["output"] == "fine" and answers[2 * i]["finish_reason"] == "stop", f"{answers[2 * i]}")
+        error = answers[2 * i + 1]["error"]
+        expect(error["code"] == code and word in error["message"] and error["line"] == 2 * i + 2, f"{error}")
+    expect(answers[-1]["response"]["body"]["choices"][0]["text"] == "fine", f"{answers[-1]}")
+
+
 def check_configs(mpinfer):
     """The byte-level model sees their long prompts as many tokens: a longer context than its own is not needed."""
     (mpinfer.work / "chat.jinja").write_text(CHAT)
@@ -344,7 +398,7 @@ def check_configs(mpinfer):
 
 
 GROUPS = {"oracle": check_oracle, "configs": check_configs, "chi2": check_chi2, "openai": check_openai, "batch": check_batch, "spool": check_spool,
-          "scores": check_scores}
+          "scores": check_scores, "structured": check_structured}
 
 
 def main():
