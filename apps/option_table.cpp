@@ -319,7 +319,8 @@ std::vector<std::string> options_of(Command command) {
       "report", "load-format",  "output-format", "output-field", "samples",          "errors",
       "resume", "retry-errors", "shard",         "stop-before"};
   static const std::vector<std::string> merge = {"output", "run-dir", "partial", "log-level"};
-  static const std::vector<std::string> status = {"output", "run-dir", "json", "exit-code"};
+  static const std::vector<std::string> status = {"output", "run-dir", "shard", "json",
+                                                  "exit-code"};
   static const std::vector<std::string> not_run = {"decode", "partial", "json", "exit-code"};
   const auto in = [](const std::vector<std::string>& names, const std::string& name) {
     return std::find(names.begin(), names.end(), name) != names.end();

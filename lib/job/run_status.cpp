@@ -22,6 +22,7 @@ struct ShardName {
 // "shard-3-of-16"; shard −1: another name.
 ShardName shard_of(const std::string& name) {
   ShardName out;
+  if (!name.starts_with("shard-")) return {};
   const char* end = name.data() + name.size();
   const auto first = std::from_chars(name.data() + sizeof("shard-") - 1, end, out.shard);
   const std::string_view rest(first.ptr, static_cast<size_t>(end - first.ptr));
@@ -72,6 +73,8 @@ RunStatus status_of(const std::string& directory, int shard, int num_shards) {
 std::vector<RunStatus> read_status(const std::string& directory) {
   std::vector<RunStatus> shards;
   if (std::filesystem::exists(directory + "/manifest.json")) {
+    const ShardName own = shard_of(std::filesystem::path(directory).filename().string());
+    if (own.shard >= 0) return {status_of(directory, own.shard, own.num_shards)};
     return {status_of(directory, 0, 1)};
   }
   int num_shards = 0;

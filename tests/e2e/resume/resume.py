@@ -452,6 +452,9 @@ def check_shards(work):
         merged(75, "rows 20 to 39 (20 of them)" if arguments else "(20 of them)")
         expect(not (work.folder / "out.jsonl").exists(), "OUT was touched")
         status(work, "--exit-code", code=75)
+        of_one = status(work, "--shard", "2/3", "--exit-code", code=3)
+        expect(of_one.startswith("shard 2 of 3: complete: 20 of 20 rows done"), of_one)
+        status(work, "--shard", "1/3", "--exit-code", code=2)
         merged(0, "40 of 60 rows", "--partial")
         part = [json.loads(line)["index"] for line in (work.folder / "out.jsonl.partial").read_text().splitlines()]
         expect(len(part) == 40 and part == sorted(set(part)), f"partial rows {part}")
