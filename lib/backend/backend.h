@@ -105,7 +105,7 @@ struct AttentionBatch {
   // Prefixes that a backend may read once for all members; disjoint, ascending; may be none.
   const PrefixGroup* prefix_groups = nullptr;
   const int32_t* prefix_lens = nullptr;  // [num_decodes]: num_tokens of the group, or 0
-  std::span<const PrefixGroup> host_prefix_groups;
+  std::span<const PrefixGroup> host_prefix_groups = {};
   std::span<const int32_t> host_cu_seqlens_q;
   std::span<const int32_t> host_context_lens;
 };
