@@ -7,7 +7,8 @@ namespace mpinfer::backend {
 
 inline constexpr int64_t kLogitsTileBytes = int64_t{32}
                                             << 20;  // f32 logits of a vocabulary tile: stays in L2
-inline constexpr int64_t kSplitPartialFloats = int64_t{32} << 20;  // sums of decode attention in parts
+// Sums of decode attention in parts.
+inline constexpr int64_t kSplitPartialFloats = int64_t{32} << 20;
 inline constexpr int64_t kSplitCounters = int64_t{64}
                                           << 10;  // one a (sequence, KV head) of a split batch
 inline constexpr int64_t kMostExperts = 1024;
