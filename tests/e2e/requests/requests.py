@@ -364,6 +364,14 @@ def check_structured(mpinfer):
                     expect(fits(text), f"{layout}: {text!r} of {answer}")
                     ended += 1
         expect(ended > 120, f"{layout}: only {ended} values ended in their tokens")
+    # Short answers first make the engine expect little; then the long ones lose their KV and go on where they were.
+    rows = [{"prompt": f"s {i}", "guided_choice": ["a"]} for i in range(300)]
+    rows += [{"prompt": f"form {i}", "max_tokens": 110, "guided_regex": "([a-c]{2}-){25,}[0-9]{9}"} for i in range(40)]
+    roomy = mpinfer(rows)
+    for layout, memory in (((1, 1, 1), "300KiB"), ((1, 2, 1), "150KiB")):
+        expect(mpinfer(rows, "--kv-cache-memory-bytes", memory, layout=layout) == roomy, f"{layout} {memory}: others than with room")
+        report = json.loads((mpinfer.work / "out.jsonl.run/report.json").read_text())
+        expect(sum(rank["preemptions"] for rank in report["ranks"]) > 0, "nothing was preempted")
     # Error rows stand in place; the rows around them are answered.
     good = {"prompt": "x", "max_tokens": 20, "guided_choice": ["fine"]}
     bad = [({"guided_json": {"type": "integer", "minimum": 3}}, "unsupported", "#/minimum"), ({"guided_regex": "(a"}, "invalid_param", "("),

@@ -43,6 +43,8 @@ def rows(count, longest=60):
             row["stop"] = ["zz", "e"]
         if i % 5 == 2:
             row["repetition_penalty"] = 1.2
+        if i % 7 == 3:
+            row["guided_regex"] = "([a-c]{2}-){5,}[0-9]{9}"
         if i % 11 == 10:
             row["top_p"] = 7
         out.append(row)
