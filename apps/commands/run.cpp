@@ -289,6 +289,7 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
   const SignalWatch signals(stop, drain_seconds(options), world.rank() == 0);
   std::shared_ptr<io::RunRecord> record;
   if (world.rank() == 0) record = open_run_record(options);
+  require_model_everywhere(options, world);
   model::ModelConfig config = model::load_model_config(options.model);
   if (!options.expert_placement.empty()) {
     config.moe.placement = placement_of(options, config, world);

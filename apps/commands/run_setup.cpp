@@ -225,6 +225,14 @@ Device open_device(const Options& options, const comm::HostComm& world) {
   return device;
 }
 
+void require_model_everywhere(const Options& options, const comm::HostComm& world) {
+  const bool here = std::filesystem::exists(options.model + "/config.json");
+  // Without a model on rank 0 the reader says more.
+  if (world.all_reduce_max(world.rank() == 0 && here ? 1 : 0) == 0) return;
+  comm::require_equal(
+      world, {{"model directory", fmt::format("{}{}", here ? "" : "nothing at ", options.model)}});
+}
+
 void require_same_everywhere(const comm::HostComm& world, const ModelIdentity& identity,
                              const std::string& simd) {
   comm::require_equal(world, {{"binary", binary_hash()},

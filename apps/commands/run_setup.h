@@ -36,6 +36,10 @@ struct Device {
 // Collective over world. Throws Error(kUsage) where CUDA is asked for and devices are too few.
 Device open_device(const Options& options, const comm::HostComm& world);
 
+// A rank without the model directory that rank 0 has: Error(kUsage) on every rank, naming it and
+// its host.
+void require_model_everywhere(const Options& options, const comm::HostComm& world);
+
 struct ModelIdentity {
   uint64_t checkpoint = 0;  // 0 for load-format dummy
   uint64_t tokenizer = 0;   // 0: there is none

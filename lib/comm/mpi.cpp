@@ -108,6 +108,9 @@ std::string host_name() {
 }
 
 MpiSession::MpiSession(int* argc, char*** argv) {
+  // Open MPI 4.1 with UCX picks osc/ucx for windows between hosts that have only TCP, and then
+  // MPI_Win_allocate fails; what the user says goes first.
+  setenv("OMPI_MCA_osc", "^ucx", 0);
   int provided = 0;
   if (MPI_Init_thread(argc, argv, MPI_THREAD_FUNNELED, &provided) != MPI_SUCCESS) {
     throw Error(ExitCode::kPeerFailure, "MPI_Init_thread failed");
