@@ -1,5 +1,7 @@
 #include "apps/job_environment.h"
 
+#include <unistd.h>
+
 #include <cstdlib>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -83,6 +85,14 @@ void prepare_world_of_one() {
     if (std::getenv(name) != nullptr) return;
   }
   setenv("OMPI_MCA_ess_singleton_isolated", "1", /*overwrite=*/0);
+  // Where Open MPI keeps its session: it ends the process when it cannot make a directory there.
+  const std::string own = text_of("TMPDIR");
+  if (::access(own.empty() ? "/tmp" : own.c_str(), W_OK) == 0) return;
+  for (const char* directory : {"/tmp", "/dev/shm", "/var/tmp", "."}) {
+    if (::access(directory, W_OK) != 0) continue;
+    setenv("OMPI_MCA_orte_tmpdir_base", directory, /*overwrite=*/0);
+    return;
+  }
 }
 
 Options::Job read_job() {

@@ -10,7 +10,7 @@
 namespace mpinfer::apps {
 
 // Before MPI starts: a process without a launcher needs no daemon of Open MPI's beside it, whose
-// start takes longer than the rest of MPI's.
+// start takes longer than the rest of MPI's, and goes on where /tmp is read-only.
 void prepare_world_of_one();
 
 // A value that is no number is none.

@@ -14,6 +14,7 @@
 #include <system_error>
 
 #include "lib/core/error.h"
+#include "lib/core/fault_point.h"
 #include "lib/core/log.h"
 
 namespace mpinfer::io {
@@ -25,7 +26,9 @@ std::string reason(int error) {
 
 int open_retrying(const char* path, int flags, mode_t mode = 0) {
   while (true) {
-    const int fd = ::open(path, flags | O_CLOEXEC, mode);
+    const int fault = fault_point("open");
+    const int fd = fault == 0 ? ::open(path, flags | O_CLOEXEC, mode) : -1;
+    if (fault != 0) errno = fault;
     if (fd >= 0 || errno != EINTR) return fd;
   }
 }
@@ -58,6 +61,14 @@ File open_input(const std::string& path) {
 
 File create_exclusive(const std::string& path) {
   const int fd = open_retrying(path.c_str(), O_RDWR | O_CREAT | O_EXCL | O_APPEND, 0644);
+  if (fd < 0) {
+    throw Error(ExitCode::kOutOfResource, fmt::format("cannot create {}: {}", path, reason(errno)));
+  }
+  return {fd, path};
+}
+
+File open_to_write(const std::string& path, int flags) {
+  const int fd = open_retrying(path.c_str(), O_WRONLY | flags, 0644);
   if (fd < 0) {
     throw Error(ExitCode::kOutOfResource, fmt::format("cannot create {}: {}", path, reason(errno)));
   }
@@ -107,9 +118,12 @@ int64_t read_at(const File& file, void* data, int64_t bytes, int64_t offset) {
 
 WriteResult write_some(const File& file, std::string_view bytes) {
   while (true) {
-    const ssize_t count = ::write(file.fd(), bytes.data(), bytes.size());
+    const int fault = fault_point("write");
+    if (fault == kShortWrite) bytes = bytes.substr(0, (bytes.size() + 1) / 2);
+    const ssize_t count = fault > 0 ? -1 : ::write(file.fd(), bytes.data(), bytes.size());
     if (count >= 0) return {static_cast<size_t>(count), 0};
-    if (errno != EINTR) return {0, errno};
+    const int error = fault > 0 ? fault : errno;
+    if (error != EINTR) return {0, error};
   }
 }
 
@@ -133,7 +147,9 @@ void cut_off(const File& file, int64_t bytes) {
 }
 
 void sync_data(const File& file) {
-  if (::fdatasync(file.fd()) == 0) return;
+  const int fault = fault_point("fsync");
+  if (fault == 0 && ::fdatasync(file.fd()) == 0) return;
+  if (fault != 0) errno = fault;
   if (errno == EINVAL || errno == EROFS) return;  // a pipe or device: nothing to sync
   throw Error(ExitCode::kOutOfResource,
               fmt::format("{}: fdatasync: {}; what was last written may be lost", file.name(),
@@ -142,33 +158,37 @@ void sync_data(const File& file) {
 
 void sync_directory_of(const std::string& path) {
   const std::string directory = directory_of(path);
-  const File file(open_retrying(directory.c_str(), O_RDONLY | O_DIRECTORY), directory);
-  if (!file.is_open()) return;  // a directory that may be written but not read
-  if (::fsync(file.fd()) != 0 && errno != EINVAL) {
-    throw Error(ExitCode::kOutOfResource, fmt::format("{}: fsync: {}", directory, reason(errno)));
+  const int fd = open_retrying(directory.c_str(), O_RDONLY | O_DIRECTORY);
+  if (fd < 0 && errno == EACCES) return;  // a directory that may be written but not read
+  if (fd < 0) {
+    throw Error(ExitCode::kOutOfResource, fmt::format("{}: open: {}", directory, reason(errno)));
   }
+  const File file(fd, directory);
+  const int fault = fault_point("fsync");
+  if (fault == 0 && ::fsync(file.fd()) == 0) return;
+  if (fault != 0) errno = fault;
+  if (errno == EINVAL) return;
+  throw Error(ExitCode::kOutOfResource, fmt::format("{}: fsync: {}", directory, reason(errno)));
+}
+
+void rename_file(const std::string& from, const std::string& to) {
+  const int fault = fault_point("rename");
+  if (fault == 0 && ::rename(from.c_str(), to.c_str()) == 0) return;
+  throw Error(ExitCode::kOutOfResource, fmt::format("cannot rename {} to {}: {}", from, to,
+                                                    reason(fault != 0 ? fault : errno)));
 }
 
 void replace_file(const std::string& path, std::string_view bytes) {
   const std::string temporary = fmt::format("{}.{}.tmp", path, ::getpid());
-  File file(open_retrying(temporary.c_str(), O_WRONLY | O_CREAT | O_TRUNC, 0644), temporary);
-  if (!file.is_open()) {
-    throw Error(ExitCode::kOutOfResource,
-                fmt::format("cannot create {}: {}", temporary, reason(errno)));
-  }
   try {
+    File file = open_to_write(temporary, O_CREAT | O_TRUNC);
     write_all(file, bytes);
     sync_data(file);
+    file.close();
+    rename_file(temporary, path);
   } catch (const Error&) {
     ::unlink(temporary.c_str());
     throw;
-  }
-  file.close();
-  if (::rename(temporary.c_str(), path.c_str()) != 0) {
-    const int error = errno;
-    ::unlink(temporary.c_str());
-    throw Error(ExitCode::kOutOfResource,
-                fmt::format("cannot rename {} to {}: {}", temporary, path, reason(error)));
   }
   sync_directory_of(path);
 }

@@ -44,6 +44,8 @@ class File {
 File open_input(const std::string& path);
 // A new file for appending and reading back; fails if path exists. Throws Error(kOutOfResource).
 File create_exclusive(const std::string& path);
+// Write-only; flags: O_CREAT and O_TRUNC or neither. Throws Error(kOutOfResource).
+File open_to_write(const std::string& path, int flags);
 // A nameless file that goes away with its descriptor, for what need not outlive the process.
 File make_anonymous_file();
 
@@ -67,6 +69,8 @@ void cut_off(const File& file, int64_t bytes);
 void sync_data(const File& file);
 // Makes a created or renamed name durable.
 void sync_directory_of(const std::string& path);
+// Throws Error(kOutOfResource).
+void rename_file(const std::string& from, const std::string& to);
 
 // Whole small file: temporary beside it, fsync, rename, fsync of the directory.
 void replace_file(const std::string& path, std::string_view bytes);

@@ -87,7 +87,8 @@ void JournalWriter::write_group(std::string_view group) {
   std::string_view rest = group;
   fault_point("commit-write");
   while (!rest.empty()) {
-    const WriteResult result = write_some(file_, rest);
+    const int fault = fault_point("journal");
+    const WriteResult result = fault > 0 ? WriteResult{0, fault} : write_some(file_, rest);
     rest.remove_prefix(result.written);
     if (result.error == 0) continue;
     const bool full = result.error == ENOSPC || result.error == EDQUOT;

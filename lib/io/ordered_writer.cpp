@@ -47,12 +47,7 @@ OrderedWriter::OrderedWriter(const std::string& output, const std::string& tempo
   const std::string name = direct               ? path
                            : !temporary.empty() ? temporary
                                                 : fmt::format("{}.{}.tmp", path, ::getpid());
-  const int flags = O_WRONLY | O_CLOEXEC | (direct ? 0 : O_CREAT | O_TRUNC);
-  const int fd = ::open(name.c_str(), flags, 0644);
-  if (fd < 0) {
-    throw Error(ExitCode::kOutOfResource, fmt::format("cannot create {}: {}", name, reason(errno)));
-  }
-  file_ = File(fd, name);
+  file_ = open_to_write(name, direct ? 0 : O_CREAT | O_TRUNC);
   if (!direct) temporary_ = name;
 }
 
@@ -67,6 +62,9 @@ void OrderedWriter::write_line(std::string_view line) {
 }
 
 void OrderedWriter::flush() {
+  if (const int fault = fault_point("merge"); fault > 0) {
+    throw write_error(file_, fault, buffer_.size());
+  }
   write_all(file_, buffer_);
   bytes_ += static_cast<int64_t>(buffer_.size());
   buffer_.clear();
@@ -78,10 +76,7 @@ void OrderedWriter::finish() {
   sync_data(file_);
   file_.close();
   fault_point("before-rename");
-  if (::rename(temporary_.c_str(), path_.c_str()) != 0) {
-    throw Error(ExitCode::kOutOfResource,
-                fmt::format("cannot rename {} to {}: {}", temporary_, path_, reason(errno)));
-  }
+  rename_file(temporary_, path_);
   temporary_.clear();
   fault_point("after-rename");
   sync_directory_of(path_);

@@ -163,16 +163,17 @@ RunLock::RunLock(const std::string& directory, const LockOptions& options)
   mine.start = utc_now();
   mine.nonce = nonce_;
   mine.lease_ms = options.lease.count();
-  try {
-    replace_file(path_, text_of(mine));
-  } catch (const Error& error) {
-    throw Error(ExitCode::kUsage, error.what());
-  }
+  replace_file(path_, text_of(mine));
   const auto holder = read_holder(path_, guard);
-  if (!holder || holder->nonce != nonce_) {
+  if (!holder) {
     throw Error(ExitCode::kUsage,
-                fmt::format("run directory {}: another job took it just now{}", directory,
-                            holder ? ": " + holder->description() : ""));
+                fmt::format("run directory {}: its lock cannot be read back: another job took it "
+                            "just now, or the disk fails",
+                            directory));
+  }
+  if (holder->nonce != nonce_) {
+    throw Error(ExitCode::kUsage, fmt::format("run directory {}: another job took it just now: {}",
+                                              directory, holder->description()));
   }
   thread_ = std::thread([this] { renew(); });
 }

@@ -213,7 +213,7 @@ Opening RunRecord::open(const Manifest& now, const InputIndex& index, const Atte
     if (name.ends_with(".tmp")) std::filesystem::remove(directory_ + "/" + name);
   }
   opening.attempt = next_attempt();
-  const std::lock_guard lock(mutex_);
+  std::unique_lock lock(mutex_);
   manifest_ = now;
   manifest_.created = attempt.start;
   if (earlier_) {
@@ -233,8 +233,15 @@ Opening RunRecord::open(const Manifest& now, const InputIndex& index, const Atte
   opening.created = seconds_of(manifest_.created);
   manifest_.state = "running";
   manifest_.exit_code = -1;
-  write_manifest(manifest_path(directory_), manifest_);
   opened_ = true;
+  lock.unlock();
+  try {
+    change([](Manifest&) {});
+  } catch (const Error& error) {
+    // It may be there all the same, when only its directory could not be synced.
+    close("failed", static_cast<int>(error.exit_code()), error.what());
+    throw;
+  }
   fault_point("opened");
   return opening;
 }

@@ -151,7 +151,7 @@ Spooled spool_input(const std::string& path, const std::string& target, bool reu
     std::filesystem::remove(temporary);
     throw;
   }
-  std::filesystem::rename(temporary, target);
+  rename_file(temporary, target);
   sync_directory_of(target);
   return {target, File()};
 }
