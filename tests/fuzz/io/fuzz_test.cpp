@@ -6,9 +6,11 @@
 #include <nlohmann/json.hpp>
 #include <random>
 
+#include "lib/core/error.h"
 #include "lib/core/log.h"
 #include "lib/io/index.h"
 #include "lib/io/journal.h"
+#include "lib/io/manifest.h"
 #include "lib/job/request_builder.h"
 #include "lib/job/result_format.h"
 #include "tests/support/catch.h"
@@ -193,4 +195,34 @@ TEST_CASE("mutated journals") {
       CHECK(record.key == 77);
     }
   }
+}
+
+TEST_CASE("mutated manifests: understood whole or refused with the file's name") {
+  const tests::TemporaryDirectory directory;
+  const std::string path = directory / "manifest.json";
+  io::Manifest manifest;
+  manifest.run_id = "0123456789abcdef";
+  manifest.arguments = {"run", "--model", "m"};
+  manifest.identity = {{"seed", "0"}, {"dtype", "bf16"}};
+  manifest.input_files = {"in.jsonl"};
+  manifest.attempts = {{.start = "2026-01-01T00:00:00Z", .hosts = {"a", "b"}}, {}};
+  io::write_manifest(path, manifest);
+  const std::string whole = tests::read_text(path);
+  Random random(11);
+  int refused = 0;
+  for (int round = 0; round < rounds(1000); ++round) {
+    tests::write_text(path, mutated(whole, random));
+    try {
+      const auto read = io::read_manifest(path);
+      REQUIRE(read.has_value());
+      // What was understood can be written and is understood again.
+      io::write_manifest(path, *read);
+      CHECK(io::read_manifest(path)->attempts.size() == read->attempts.size());
+    } catch (const Error& error) {
+      ++refused;
+      CHECK(error.exit_code() == ExitCode::kUsage);
+      CHECK(std::string(error.what()).find(path) != std::string::npos);
+    }
+  }
+  CHECK(refused > 0);
 }
