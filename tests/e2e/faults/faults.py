@@ -25,7 +25,7 @@ def leftovers(work):
 
 
 def sweep(work, reference, ranks, arguments, call, codes):
-    """The first, fifth, ninth, … call fails (every one with MPINFER_SWEEP_STEP=1, as scripts/bench/durability asks for), until a run makes so few that it meets no failure. Gives the number of runs that ended
+    """The first, fifth, ninth, … call fails (every one with MPINFER_SWEEP_STEP=1), until a run makes so few that it meets no failure. Gives the number of runs that ended
     early."""
     rank, early = max(0, ranks - 1), 0
     for number in range(1, MOST_CALLS, int(os.environ.get("MPINFER_SWEEP_STEP", "4"))):
