@@ -86,9 +86,10 @@ struct ShardOf {  // which part of the model this rank holds
 
 enum class LoadFormat : uint8_t { kAuto, kDummy };
 
-// Checks headers of all safetensors files of directory against the parameter table; reads no
-// weights. Returns a hash of config and headers (names, shapes, offsets, file sizes): the model's
-// identity. Throws Error(kModelRefused) naming file, tensor and rule.
+// Checks headers of all safetensors files of directory against the parameter table. Returns a hash
+// of config, headers (names, shapes, offsets, file sizes) and at most 64 pieces of 4 KiB of
+// weights: the model's identity. It tells apart fine-tunes of one model, not files in which a byte
+// was damaged. Throws Error(kModelRefused) naming file, tensor and rule.
 uint64_t check_checkpoint(const std::string& directory, const ModelConfig& config);
 
 // threads: reading threads. kDummy: weights N(0, 0.02) by (seed, parameter name, position),

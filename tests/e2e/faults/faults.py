@@ -130,7 +130,7 @@ def check_input_changed(work):
 
 
 def check_other_binary(work):
-    """Case 20: a rank whose binary has a byte more, by mpirun's several programs; then a rank without the model's directory."""
+    """Case 20: a rank whose binary has a byte more, by mpirun's several programs (a host without the model: two_hosts)."""
     work.write_rows(rows(4))
     other = work.folder / "other-binary"
     other.write_bytes(pathlib.Path(work.binary).read_bytes() + b"x")

@@ -3,6 +3,8 @@
 #include "lib/model/loader.h"
 
 #include <algorithm>
+#include <fstream>
+#include <iterator>
 #include <cstring>
 #include <map>
 
@@ -292,6 +294,18 @@ TEST_CASE("the identity is the model's, not the path's") {
   const ModelFolder other("granite");
   other.replace("config.json", "0.22", "0.23");
   CHECK(identity(here) != identity(other));
+  // Other weights in files of the same shape.
+  const ModelFolder tuned("granite");
+  const std::string path = tuned.path() + "/model.safetensors";
+  std::string bytes;
+  {
+    std::ifstream in(path, std::ios::binary);
+    bytes.assign(std::istreambuf_iterator<char>(in), {});
+  }
+  for (size_t i = bytes.size() / 2; i < bytes.size(); ++i)
+    bytes[i] = static_cast<char>(bytes[i] ^ 1);
+  std::ofstream(path, std::ios::binary) << bytes;
+  CHECK(identity(here) != identity(tuned));
 }
 
 TEST_CASE("a checkpoint of another dtype is converted to config.json's") {
