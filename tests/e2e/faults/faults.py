@@ -25,10 +25,11 @@ def leftovers(work):
 
 
 def sweep(work, reference, ranks, arguments, call, codes):
-    """The first, fifth, ninth, … call fails (every one with MPINFER_SWEEP_STEP=1), until a run makes so few that it meets no failure. Gives the number of runs that ended
-    early."""
+    """The first, fifth, ninth, … call fails (every one with MPINFER_SWEEP_STEP=1, and of the few that a second rank makes), until
+    a run makes so few that it meets no failure. Gives the number of runs that ended early."""
     rank, early = max(0, ranks - 1), 0
-    for number in range(1, MOST_CALLS, int(os.environ.get("MPINFER_SWEEP_STEP", "4"))):
+    step = 1 if ranks and call != "open" else int(os.environ.get("MPINFER_SWEEP_STEP", "4"))
+    for number in range(1, MOST_CALLS, step):
         work.clear()
         code = work.run(ranks, *arguments, code=(0, 3, *codes), environment={"MPINFER_FAULTS": f"{call}:{number}:EIO@{rank}"})
         log = work.log()

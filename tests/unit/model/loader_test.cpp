@@ -3,9 +3,9 @@
 #include "lib/model/loader.h"
 
 #include <algorithm>
+#include <cstring>
 #include <fstream>
 #include <iterator>
-#include <cstring>
 #include <map>
 
 #include "lib/backend/cpu_backend.h"
