@@ -153,7 +153,7 @@ void scan(const io::File& journal, uint32_t number, int attempt, const EarlierOp
 
 // Rank 0's side of one window: the best claim of each row wins; reply[leader][i] is '1' then.
 std::vector<std::string> settle(const std::vector<std::string>& claims,
-                                const EarlierOptions& options, const io::InputIndex& index,
+                                const EarlierOptions& options, const io::InputIndex* index,
                                 std::vector<bool>* done) {
   struct Best {
     int32_t leader = -1;
@@ -168,7 +168,7 @@ std::vector<std::string> settle(const std::vector<std::string>& claims,
     for (size_t i = 0; i < list.size(); ++i) {
       const Claim& claim = list[i];
       if (options.fingerprint != 0 &&
-          claim.key != record_key(index.rows[claim.row].hash, options.fingerprint)) {
+          claim.key != record_key(index->rows[claim.row].hash, options.fingerprint)) {
         continue;
       }
       const std::tuple<bool, int32_t> merit{claim.kind == 'A', claim.attempt};
@@ -281,7 +281,7 @@ EarlierResults read_earlier_results(const comm::HostComm& leaders, const Earlier
     }
     const auto all = leaders.gather(bytes_of(claims), 0);
     std::vector<std::string> replies;
-    if (root) replies = settle(all, options, *index, &earlier.done);
+    if (root) replies = settle(all, options, index, &earlier.done);
     const std::string mine = leaders.scatter(replies, 0);
     for (size_t i = 0; i < mine.size(); ++i) {
       if (mine[i] != '1') continue;
