@@ -99,20 +99,15 @@ MemoryPlan plan_memory(const model::ModelConfig& config, const comm::Layout& lay
       request.lengths.prompt + request.lengths.completion, 1.0, static_cast<double>(longest)));
   constexpr int32_t kCpuSequences = 256;
   constexpr int32_t kMostSequences = 4096;
-  plan.max_num_seqs = request.max_num_seqs > 0 ? request.max_num_seqs : kCpuSequences;
+  // What runs at once on a GPU is for the scheduler to say, block by block: rows that share a
+  // prefix take less than their lengths. A slot costs little.
+  plan.max_num_seqs = request.max_num_seqs > 0 ? request.max_num_seqs
+                      : hardware.cuda          ? kMostSequences
+                                               : kCpuSequences;
   const auto workspace = [&] {
     return request.workspace_bytes ? request.workspace_bytes(layout, plan.max_num_seqs, longest)
                                    : 0;
   };
-  if (request.max_num_seqs == 0 && hardware.cuda) {
-    // By memory: as many typical sequences, half grown, as the KV beside weights and a first guess
-    // of the workspace holds.
-    const int64_t left = plan.limit - plan.weights - workspace();
-    const auto half = static_cast<int64_t>(
-        std::max(1.0, static_cast<double>(typical) - request.lengths.completion / 2.0));
-    const int64_t fit = left / std::max<int64_t>(1, cost.of_sequence(config, half, request));
-    plan.max_num_seqs = static_cast<int32_t>(std::clamp<int64_t>(fit, 64, kMostSequences));
-  }
   plan.max_num_seqs = static_cast<int32_t>(
       std::min<int64_t>(plan.max_num_seqs, std::max<int64_t>(1, request.max_num_batched_tokens)));
   plan.workspace = workspace();
