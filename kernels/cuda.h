@@ -25,6 +25,34 @@ void embedding(cudaStream_t stream, const View& out, int64_t rows, int64_t cols,
 // residual may be empty (plain norm of x), out may be empty (sum alone). residual += scale * x.
 void add_norm(cudaStream_t stream, const View& out, const View& residual, const View& x,
               int64_t rows, int64_t cols, float scale, const float* weight, float eps);
+constexpr int kMostPeers = 8;
+constexpr int kPeerSumBlocks = 1024;  // at most
+constexpr int64_t kPeerSumFlags = 2 * int64_t{kPeerSumBlocks} * kMostPeers;  // u32, zero at first
+
+// residual += scale * sum over ranks of partial, for this rank's rows alone; out of every rank =
+// rms_norm(residual) * weight. Pointers of all ranks as this one sees them; every rank calls it with
+// the same rows, cols and round, which grows by one a call.
+struct PeerSumArgs {
+  int rank = 0;
+  int size = 1;
+  const void* partial[kMostPeers] = {};  // [rows, cols] each
+  void* out[kMostPeers] = {};            // likewise
+  uint32_t* flags[kMostPeers] = {};      // [kPeerSumFlags] each
+  const uint32_t* abandoned = nullptr;   // host memory; not 0: nobody is waited for any more
+  uint32_t round = 1;
+  View residual;  // this rank's
+  int64_t rows = 0;
+  int64_t first_row = 0;  // this rank's rows
+  int64_t end_row = 0;
+  int64_t cols = 0;
+  float scale = 1.0F;
+  const float* weight = nullptr;  // null: no norm, out is not written
+  float eps = 0.0F;
+};
+bool peer_sum_takes(const View& residual, int64_t cols);
+// num_processors: of the smallest of the ranks' GPUs.
+void peer_sum(cudaStream_t stream, const PeerSumArgs& args, int32_t num_processors);
+
 void add_bias(cudaStream_t stream, const View& out, int64_t rows, int64_t cols, const float* bias);
 
 struct RopeWriteArgs {

@@ -51,10 +51,10 @@ class Replica : public engine::Generator {
                                               activation);
     const int64_t rows = engine_options_.max_num_batched_tokens;
     workspace_ = std::make_unique<backend::Workspace>(
-        backend_.allocate(model::Transformer::workspace_bytes(config, mesh.layout.tp, rows,
-                                                              activation, mesh.layout.ep) +
-                          model::LmHead::workspace_bytes(
-                              config, mesh.layout.tp, engine_options_.max_logit_rows, activation)));
+        tp_->allocate(model::Transformer::workspace_bytes(config, mesh.layout.tp, rows, activation,
+                                                          mesh.layout.ep) +
+                      model::LmHead::workspace_bytes(config, mesh.layout.tp,
+                                                     engine_options_.max_logit_rows, activation)));
     transformer_ =
         std::make_unique<model::Transformer>(backend_, *tp_, config, *weights_, *cache_,
                                              *workspace_, plan.memory.max_model_len, ep_.get());

@@ -29,13 +29,23 @@ struct Transfer {
   int peer = -1;
 };
 
+// What follows a row-parallel product: the sum over ranks, the residual sum, the next norm.
+struct SumAddNorm {
+  backend::Matrix out;       // [rows, cols]; no memory: without a norm
+  backend::Matrix partial;   // [rows, cols], this rank's summand; used up
+  backend::Matrix residual;  // [rows, cols]
+  float scale = 1.0F;
+  const void* norm_weight = nullptr;  // f32 [cols]
+  float eps = 0.0F;
+};
+
 class Communicator {
  public:
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
 
-  // Buffers that are reduced or gathered come from here (NCCL: registered memory).
+  // Memory that the ranks may come to see of each other; collective, of the same size on all.
   virtual backend::Buffer allocate(int64_t bytes) = 0;
 
   virtual void all_reduce_sum(Stream, void* data, DType dtype, int64_t count) = 0;
@@ -49,6 +59,11 @@ class Communicator {
   // in and out hold size() pieces of bytes each.
   virtual void all_to_all(Stream, void* out, const void* in, int64_t bytes) = 0;
   virtual void broadcast(Stream, void* data, int64_t bytes, int root) = 0;
+  // residual += scale * sum over ranks of partial; out = rms_norm(residual) * norm_weight, in one
+  // pass through memory from allocate(). With a norm a rank keeps the residual of a part of the
+  // rows alone, the same part every time; without one all of them are right on every rank. False:
+  // not offered here, on no rank and for no rows of this width; nothing was done.
+  virtual bool sum_add_norm(Stream, const SumAddNorm&) { return false; }
   // Nonblocking exchange for the stage shift; either side may be absent (bytes 0). Messages between
   // a pair arrive in the order of the calls.
   virtual std::unique_ptr<Pending> start_send_recv(Stream, const Transfer& send,

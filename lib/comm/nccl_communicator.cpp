@@ -6,6 +6,7 @@
 #include <thread>
 
 #include "lib/backend/cuda_backend.h"
+#include "lib/comm/cuda_peers.h"
 #include "lib/comm/single_communicator.h"
 #include "lib/core/error.h"
 
@@ -42,7 +43,12 @@ class EventPending final : public Pending {
 class NcclCommunicator final : public Communicator {
  public:
   NcclCommunicator(const HostComm& comm, backend::Backend& backend, Watch& watch, const char* name)
-      : backend_(backend), watch_(watch), name_(name), rank_(comm.rank()), size_(comm.size()) {
+      : backend_(backend),
+        watch_(watch),
+        name_(name),
+        rank_(comm.rank()),
+        size_(comm.size()),
+        peers_(comm, backend) {
     ncclUniqueId id{};
     if (rank_ == 0) check(ncclGetUniqueId(&id), "ncclGetUniqueId");
     comm.broadcast(&id, sizeof(id), 0);
@@ -55,6 +61,7 @@ class NcclCommunicator final : public Communicator {
     if (nccl_ == nullptr) return;
     // Unwinding: a peer may be gone, and a destroy would wait for it.
     if (std::uncaught_exceptions() > 0) {
+      peers_.abandon();
       ncclCommAbort(nccl_);
       return;
     }
@@ -69,7 +76,7 @@ class NcclCommunicator final : public Communicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
-  backend::Buffer allocate(int64_t bytes) override { return backend_.allocate(bytes); }
+  backend::Buffer allocate(int64_t bytes) override { return peers_.allocate(bytes); }
 
   void all_reduce_sum(Stream stream, void* data, DType dtype, int64_t count) override {
     if (count == 0) return;
@@ -130,6 +137,11 @@ class NcclCommunicator final : public Communicator {
     check(ncclBroadcast(data, data, static_cast<size_t>(bytes), ncclUint8, root, nccl_, of(stream)),
           "ncclBroadcast");
   }
+  bool sum_add_norm(Stream stream, const SumAddNorm& sum) override {
+    if (!peers_.sum_add_norm(stream, sum)) return false;
+    if (sum.out.data == nullptr) gather_rows(stream, sum.residual);
+    return true;
+  }
   std::unique_ptr<Pending> start_send_recv(Stream stream, const Transfer& send,
                                            const Transfer& receive) override {
     start_group();
@@ -148,6 +160,19 @@ class NcclCommunicator final : public Communicator {
   }
 
  private:
+  // Each rank's rows on every rank.
+  void gather_rows(Stream stream, const backend::Matrix& rows) {
+    MPINFER_CHECK(rows.stride == rows.cols, "rows of {} with stride {}", rows.cols, rows.stride);
+    const int64_t row_bytes = rows.cols * mpinfer::size_of(rows.dtype);
+    std::vector<int64_t> bytes;
+    for (int r = 0; r < size_; ++r) {
+      bytes.push_back((peers_.first_row(rows.rows, r + 1) - peers_.first_row(rows.rows, r)) *
+                      row_bytes);
+    }
+    all_gather_v(stream, rows.data,
+                 static_cast<char*>(rows.data) + peers_.first_row(rows.rows, rank_) * row_bytes,
+                 bytes);
+  }
   cudaStream_t of(Stream stream) const {
     return static_cast<cudaStream_t>(backend::cuda_stream(backend_, stream));
   }
@@ -182,6 +207,7 @@ class NcclCommunicator final : public Communicator {
   const char* name_;
   int rank_;
   int size_;
+  CudaPeers peers_;
   ncclComm_t nccl_ = nullptr;
   bool grouped_ = false;
 };

@@ -16,6 +16,14 @@ void all_reduce(const Boundary& boundary, backend::Stream stream, const backend:
 void reduce_add_norm(const Boundary& boundary, backend::Stream stream, const backend::Matrix& out,
                      const Partial& partial, const backend::Matrix& residual,
                      const void* norm_weight) {
+  if (boundary.tp.sum_add_norm(stream, {.out = out,
+                                        .partial = partial.rows,
+                                        .residual = residual,
+                                        .scale = boundary.residual_scale,
+                                        .norm_weight = norm_weight,
+                                        .eps = boundary.norm_eps})) {
+    return;
+  }
   all_reduce(boundary, stream, partial.rows);
   boundary.backend.add_rms_norm(stream, out, residual, partial.rows, boundary.residual_scale,
                                 norm_weight, boundary.norm_eps);
@@ -23,6 +31,12 @@ void reduce_add_norm(const Boundary& boundary, backend::Stream stream, const bac
 
 void reduce_add(const Boundary& boundary, backend::Stream stream, const Partial& partial,
                 const backend::Matrix& residual) {
+  if (boundary.tp.sum_add_norm(stream, {.out = {},
+                                        .partial = partial.rows,
+                                        .residual = residual,
+                                        .scale = boundary.residual_scale})) {
+    return;
+  }
   all_reduce(boundary, stream, partial.rows);
   boundary.backend.add(stream, residual, partial.rows, boundary.residual_scale);
 }

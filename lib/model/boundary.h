@@ -1,6 +1,7 @@
 // The boundary between a row-parallel linear and the residual stream: the one place inside the
-// layers where ranks of TP meet. All-reduce, add and norm are one function so that a
-// sequence-parallel or a fused form can replace them in one place.
+// layers where ranks of TP meet. Where the communicator offers them as one pass (GPUs that see each
+// other's memory), between the boundaries of a stage the residual of a row is kept by one rank
+// alone.
 #pragma once
 
 #include "lib/backend/backend.h"

@@ -1,0 +1,47 @@
+// CudaPeers: memory of one axis' GPUs that every rank of the axis sees (CUDA IPC, one host), and
+// the sum that works through it (kernels/cuda/peer_sum.cu). Where the ranks are on several hosts,
+// or a GPU cannot open another's memory, it offers nothing, on all ranks alike.
+#pragma once
+
+#include <cstdint>
+#include <vector>
+
+#include "lib/comm/communicator.h"
+#include "lib/comm/mpi.h"
+
+namespace mpinfer::comm {
+
+class CudaPeers {
+ public:
+  // Borrowed; both outlive this. Collective over comm.
+  CudaPeers(const HostComm& comm, backend::Backend& backend);
+  ~CudaPeers();
+  CudaPeers(const CudaPeers&) = delete;
+  CudaPeers& operator=(const CudaPeers&) = delete;
+
+  // Collective. Seen by every rank if that can be done.
+  backend::Buffer allocate(int64_t bytes);
+  // As Communicator::sum_add_norm, but without a norm, too, only this rank's rows are right.
+  bool sum_add_norm(Stream stream, const SumAddNorm& sum);
+  // Rows that a rank keeps.
+  int64_t first_row(int64_t rows, int rank) const { return rows * rank / comm_.size(); }
+  // Kernels that wait for a peer end, now and later: the peer is gone.
+  void abandon();
+
+ private:
+  struct Region {  // one a call of allocate, the same on every rank
+    int64_t bytes = 0;
+    std::vector<char*> bases;  // by rank; empty: not seen
+    uint32_t rounds = 0;
+  };
+  Region* region_of(const void* data, int64_t bytes);
+
+  const HostComm& comm_;
+  backend::Backend& backend_;
+  bool possible_ = false;
+  int32_t num_processors_ = 0;
+  backend::Buffer abandoned_;  // host, u32
+  std::vector<Region> regions_;
+};
+
+}  // namespace mpinfer::comm
