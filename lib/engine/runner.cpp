@@ -124,10 +124,12 @@ int64_t Runner::residual_bytes(const StepPlan& plan) const {
 
 void Runner::launch(const StepPlan& plan, const StepPlan* lane_before,
                     std::span<const int64_t> group_rows) {
-  if (num_stages_ > 1) receive(plan, lane_before);
   if (!plan.empty()) {
     batch_ = builder_.build(Stream::kCompute, plan);
     drawn_of(plan.number).slots = batch_.logit_slots;
+  }
+  if (num_stages_ > 1) receive(plan, lane_before);
+  if (!plan.empty()) {
     forward(plan, group_rows);
   } else if (std::any_of(group_rows.begin(), group_rows.end(), [](auto n) { return n > 0; })) {
     // Its experts work for the others' rows.

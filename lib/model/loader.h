@@ -106,9 +106,10 @@ using PackedBytes = std::function<int64_t(int64_t, int64_t, DType, bool)>;
 int64_t weight_bytes(const ModelConfig& config, const ShardOf& shard,
                      const PackedBytes& packed = nullptr);
 
-// Layers per stage: balanced counting embedding and LM head; or as given (sum checked,
-// Error(kUsage)).
+// Layers per stage: balanced, the LM head counted for the share of the tokens that draw (a prompt's
+// last and every completion token but the last); or as given (sum checked, Error(kUsage)).
 std::vector<StageLayers> balance_stages(const ModelConfig& config, int num_stages,
-                                        const std::vector<int32_t>& layers_per_stage);
+                                        const std::vector<int32_t>& layers_per_stage,
+                                        double drawn_share = 1.0);
 
 }  // namespace mpinfer::model

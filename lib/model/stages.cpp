@@ -45,7 +45,8 @@ std::vector<StageLayers> ranges(const std::vector<int32_t>& counts) {
 }  // namespace
 
 std::vector<StageLayers> balance_stages(const ModelConfig& config, int num_stages,
-                                        const std::vector<int32_t>& layers_per_stage) {
+                                        const std::vector<int32_t>& layers_per_stage,
+                                        double drawn_share) {
   const int32_t layers = config.num_layers();
   if (num_stages < 1 || num_stages > layers) {
     refuse(fmt::format("--pp {} does not fit {} layers: a stage needs at least one; works: 1 to {}",
@@ -65,7 +66,7 @@ std::vector<StageLayers> balance_stages(const ModelConfig& config, int num_stage
     return ranges(layers_per_stage);
   }
   if (num_stages == 1) return {{0, layers}};
-  const double head = static_cast<double>(config.vocab_size) *
+  const double head = drawn_share * static_cast<double>(config.vocab_size) *
                       static_cast<double>(config.hidden_size) / layer_cost(config);
   const int32_t others = num_stages - 1;
   int32_t best_last = 1;

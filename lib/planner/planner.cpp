@@ -51,6 +51,11 @@ ExpertShare expert_share(const model::ModelConfig& config, const Plan& plan, dou
   return share;
 }
 
+double drawn_share(const Lengths& lengths) {
+  return std::clamp(lengths.completion / std::max(1.0, lengths.prompt + lengths.completion), 0.0,
+                    1.0);
+}
+
 // Steady tokens per second of a layout, by a roofline of one decode step with its share of prefill.
 double model_rate(const model::ModelConfig& config, const Plan& plan, const Hardware& hardware,
                   const PlanRequest& request) {
@@ -191,7 +196,8 @@ std::vector<Plan> rank_layouts(const model::ModelConfig& config, const Hardware&
         Plan plan;
         plan.layout = axes;
         plan.layout.ep = ep;
-        plan.stages = model::balance_stages(config, pp, request.pp_layers);
+        plan.stages =
+            model::balance_stages(config, pp, request.pp_layers, drawn_share(request.lengths));
         plan.memory = plan_memory(config, plan.layout, plan.stages, hardware, request);
         plan.tokens_per_second =
             plan.memory.fits ? model_rate(config, plan, hardware, request) : 0.0;

@@ -39,10 +39,15 @@ PlanRequest request_of(int dp, int pp, int tp, int ep = 0) {
   return request;
 }
 
-MemoryPlan memory_of(const model::ModelConfig& config, const comm::Layout& layout) {
+MemoryPlan memory_of(const model::ModelConfig& config, const comm::Layout& layout,
+                     const std::vector<model::StageLayers>& stages) {
   const Hardware gpus{layout.dp * layout.pp * layout.tp, 1, true, k80GiB};
-  return plan_memory(config, layout, model::balance_stages(config, layout.pp, {}), gpus,
+  return plan_memory(config, layout, stages, gpus,
                      request_of(layout.dp, layout.pp, layout.tp, layout.ep));
+}
+
+MemoryPlan memory_of(const model::ModelConfig& config, const comm::Layout& layout) {
+  return memory_of(config, layout, model::balance_stages(config, layout.pp, {}));
 }
 
 double bytes_a_token(const MemoryPlan& plan) {
@@ -118,7 +123,7 @@ TEST_CASE("Qwen3-235B-A22B: 235 G parameters, four KV heads") {
   CHECK(bytes_a_token(tp4) == 94 * 2 * 128 * 2);  // one KV head a rank
   const Plan plan = choose_plan(config, {8, 1, true, k80GiB}, request_of(0, 0, 0));
   CHECK(plan.layout.members() == 1);
-  CHECK(plan.memory.weights == memory_of(config, plan.layout).weights);
+  CHECK(plan.memory.weights == memory_of(config, plan.layout, plan.stages).weights);
 }
 
 TEST_CASE("gpt-oss-120b in bf16: 117 G parameters, half of its layers with a window") {
