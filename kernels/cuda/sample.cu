@@ -144,6 +144,10 @@ __device__ uint32_t key_of(float x) {
   return (bits & 0x80000000U) != 0 ? ~bits : bits | 0x80000000U;
 }
 
+__device__ float logit_of(uint32_t key) {  // the float with this key
+  return __uint_as_float((key & 0x80000000U) != 0 ? key & 0x7FFFFFFFU : ~key);
+}
+
 // w * 2^44 without its fraction, for w in [0, 1]: its mantissa, shifted.
 __device__ unsigned long long mass_of(float w) {
   const uint32_t bits = __float_as_uint(w);
@@ -264,6 +268,67 @@ __device__ int bin_of(uint32_t weight_bits) {
   return bin > kFirstBin ? static_cast<int>(bin - kFirstBin) : 0;
 }
 
+// f(id, logit) for a warp's part [begin, end) of a row, begin a multiple of 4; sixteen loads of
+// four under way where the row is aligned for them.
+template <class F>
+__device__ void for_part(const float* logits, int32_t begin, int32_t end, bool quads, F f) {
+  const auto lane = static_cast<int32_t>(threadIdx.x % 32);
+  if (!quads) {
+#pragma unroll 4
+    for (int32_t c = begin + lane; c < end; c += 32) f(c, logits[c]);
+    return;
+  }
+  constexpr int kAtOnce = 4;
+  int32_t c = begin + 4 * lane;
+  for (; c + (kAtOnce - 1) * 128 + 3 < end; c += kAtOnce * 128) {
+    float4 x[kAtOnce];
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) x[i] = *reinterpret_cast<const float4*>(logits + c + i * 128);
+#pragma unroll
+    for (int i = 0; i < kAtOnce; ++i) {
+      f(c + i * 128, x[i].x);
+      f(c + i * 128 + 1, x[i].y);
+      f(c + i * 128 + 2, x[i].z);
+      f(c + i * 128 + 3, x[i].w);
+    }
+  }
+  for (; c < end; c += 128) {
+    for (int32_t i = c; i < min(c + 4, end); ++i) f(i, logits[i]);
+  }
+}
+
+// The bin whose members lie about where the mass from the top reaches share of all, by the number
+// of members and the middle weight of each bin; then the nearest one above or below that has
+// members.
+__device__ int guess_bin(float share, DrawState& s) {
+  __syncthreads();
+  const int top = kBins - 1 - 2 * static_cast<int>(threadIdx.x);
+  const auto middle = [](int bin) {
+    return mass_of(__uint_as_float((kFirstBin + static_cast<uint32_t>(bin)) << kBinShift |
+                                   1U << (kBinShift - 1)));
+  };
+  const unsigned long long a = s.bins_low[top] * middle(top);
+  const unsigned long long b = s.bins_low[top - 1] * middle(top - 1);
+  const unsigned long long all = block_add(a + b, s);
+  const unsigned long long before = block_prefix(a + b, s);
+  const auto target = max(
+      1ULL, static_cast<unsigned long long>(static_cast<double>(share) * static_cast<double>(all)));
+  if (threadIdx.x == 0) s.chosen = 0;
+  __syncthreads();
+  if (before < target && before + a + b >= target) s.chosen = before + a >= target ? top : top - 1;
+  __syncthreads();
+  const int bin = s.chosen;
+  __syncthreads();
+  return bin;
+}
+
+__device__ int nearest_bin(int bin, int step, const DrawState& s) {
+  do {
+    bin += step;
+  } while (bin > 0 && bin < kBins - 1 && s.bins_low[bin] == 0);
+  return bin;
+}
+
 __global__ void __launch_bounds__(kDrawThreads)
     sample_kernel(int32_t* ids, float* all, int64_t stride, int32_t cols, const SampleRow* params,
                   const int32_t* offsets, const LogitAdjustment* adjustments) {
@@ -281,17 +346,19 @@ __global__ void __launch_bounds__(kDrawThreads)
     __syncthreads();
   }
   const bool greedy = row.temperature < 1e-5F;
+  const int32_t warp = thread / 32;
+  const int32_t segment = ((cols + 31) / 32 + 31) / 32 * 32;  // of a warp
+  const int32_t my_begin = min(cols, warp * segment);
+  const int32_t my_end = min(cols, (warp + 1) * segment);
+  const bool quads = stride % 4 == 0 && reinterpret_cast<uintptr_t>(all) % 16 == 0;
   Best best;
   if (greedy) {
-#pragma unroll 4
-    for (int32_t c = thread; c < cols; c += kDrawThreads) best.take(logits[c], c);
+    for_part(logits, my_begin, my_end, quads, [&](int32_t c, float x) { best.take(x, c); });
   } else {
-#pragma unroll 8
-    for (int32_t c = thread; c < cols; c += kDrawThreads) {
-      const float x = logits[c];
+    for_part(logits, my_begin, my_end, quads, [&](int32_t, float x) {
       nan = nan || x != x;
       best.value = fmaxf(best.value, x);
-    }
+    });
     if (best.value > -INFINITY) best.id = 0;
   }
   best.has_nan = best.has_nan || nan;
@@ -305,35 +372,31 @@ __global__ void __launch_bounds__(kDrawThreads)
     if (thread == 0) ids[r] = best.id;
     return;
   }
-  uint32_t least_key = 0;  // of the logit: top_k
+  float least = -INFINITY;  // logit that top_k lets through
   if (row.top_k > 0 && row.top_k < cols) {
     unsigned long long higher = 0;
-    least_key = select_key(
+    const uint32_t key = select_key(
         cols, static_cast<unsigned long long>(row.top_k), 0, 32, &higher,
         [&](int32_t c) { return key_of(logits[c]); }, [](uint32_t) { return 1ULL; }, s);
+    least = logit_of(key);
   }
   // Weights are made anew in every pass: a row of logits is read, never written. 0 for what top_k
   // and min_p drop.
   const float scale = kLog2E / row.temperature;
-  const auto weight = [&](int32_t c) {
-    const float x = logits[c];
+  const auto weight_of = [&](float x) {
     const float w = exp2_fast((x - best.value) * scale);
-    return w < row.min_p || key_of(x) < least_key ? 0.0F : w;
+    return w < row.min_p || x < least ? 0.0F : w;
   };
-  const int32_t warp = thread / 32;
-  const int32_t segment = ((cols + 31) / 32 + 31) / 32 * 32;  // of a warp
-  const int32_t my_begin = min(cols, warp * segment) + thread % 32;
-  const int32_t my_end = min(cols, (warp + 1) * segment);
+  const auto weight = [&](int32_t c) { return weight_of(logits[c]); };
   clear_bins(s);
   const bool filtered = row.top_p < 1.0F;
   unsigned long long sum = 0;
-#pragma unroll 4
-  for (int32_t c = my_begin; c < my_end; c += 32) {
-    const float w = weight(c);
+  for_part(logits, my_begin, my_end, quads, [&](int32_t, float x) {
+    const float w = weight_of(x);
     const unsigned long long m = mass_of(w);
     sum += m;
-    if (filtered && m != 0) add_to_bin(s, static_cast<uint32_t>(bin_of(__float_as_uint(w))), m);
-  }
+    if (filtered && m != 0) atomicAdd(&s.bins_low[bin_of(__float_as_uint(w))], 1U);
+  });
   unsigned long long left = block_add(sum, s);
   // top_p: every weight above the threshold, and of those equal to it the lowest ids, up to the
   // crossing token.
@@ -357,22 +420,33 @@ __global__ void __launch_bounds__(kDrawThreads)
     auto target = static_cast<unsigned long long>(
         ceil(static_cast<double>(row.top_p) * static_cast<double>(left)));
     target = target == 0 ? 1 : target > left ? left : target;
+    // The bin in which the mass from the top reaches the target: guessed from the numbers of
+    // weights a bin, then seen, in the pass that sums what lies above it by segment and lists what
+    // lies in it.
+    int bin = guess_bin(row.top_p, s);
     unsigned long long above = 0;
-    const int bin = choose_bin(target, &above, s);
-    // What lies above the bin is summed by segment, what lies in it is listed.
-    if (thread == 0) s.num_listed = 0;
-    __syncthreads();
-    sum = 0;
-#pragma unroll 4
-    for (int32_t c = my_begin; c < my_end; c += 32) {
-      const uint32_t bits = __float_as_uint(weight(c));
-      const int here = bin_of(bits);
-      if (here > bin) sum += mass(bits);
-      if (here != bin || mass(bits) == 0) continue;
-      const int at = atomicAdd(&s.num_listed, 1);
-      if (at < kMostListed) s.listed[at] = make_uint2(bits, static_cast<uint32_t>(c));
+    while (true) {
+      if (thread == 0) s.num_listed = 0;
+      __syncthreads();
+      sum = 0;
+      unsigned long long inside = 0;
+      for_part(logits, my_begin, my_end, quads, [&](int32_t c, float x) {
+        const uint32_t bits = __float_as_uint(weight_of(x));
+        const int here = bin_of(bits);
+        if (here < bin) return;
+        const unsigned long long m = mass(bits);
+        if (here > bin) sum += m;
+        if (here != bin || m == 0) return;
+        inside += m;
+        const int at = atomicAdd(&s.num_listed, 1);
+        if (at < kMostListed) s.listed[at] = make_uint2(bits, static_cast<uint32_t>(c));
+      });
+      above = block_add(sum, s);
+      inside = block_add(inside, s);
+      if (above < target && (above + inside >= target || bin == 0)) break;
+      bin = nearest_bin(bin, above < target ? -1 : 1, s);
+      __syncthreads();
     }
-    __syncthreads();
     const int32_t num_listed = s.num_listed;
     const bool fits = num_listed <= kMostListed;
     const auto select = [&](int32_t count, auto key) {
@@ -389,14 +463,21 @@ __global__ void __launch_bounds__(kDrawThreads)
     ties_left = (target - above + of_tie - 1) / of_tie;
     left = above + ties_left * of_tie;
     if (fits) {
-      for (int32_t i = 0; i < num_listed; ++i) {
+      clear_bins(s);
+      uint32_t* const ties_of_warp = s.bins_low + 32;
+      for (int32_t i = thread; i < num_listed; i += kDrawThreads) {
         const uint2 one = s.listed[i];
-        if (static_cast<int32_t>(one.y) / segment != warp || i % 32 != thread % 32) continue;
-        if (one.x > threshold) sum += mass(one.x);
-        if (one.x == threshold) ++ties;
+        const uint32_t of_warp = one.y / static_cast<uint32_t>(segment);
+        if (one.x > threshold) add_to_bin(s, of_warp, mass(one.x));
+        if (one.x == threshold) atomicAdd(&ties_of_warp[of_warp], 1U);
+      }
+      __syncthreads();
+      if (thread % 32 == 0) {
+        sum += bin_sum(s, warp);
+        ties = ties_of_warp[warp];
       }
     } else {
-      sum = sum_segment(my_begin, my_end, 32, &ties);
+      sum = sum_segment(my_begin + thread % 32, my_end, 32, &ties);
     }
   }
   // Survivors by ascending id: first the warp's segment in which the sum crosses the drawn mass,
