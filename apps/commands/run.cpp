@@ -371,8 +371,9 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
   const auto loading = Clock::now();
   // A replica without rows loads nothing, unless its experts work for its group's.
   const int64_t group_rows = mesh.members.all_reduce_sum(session.num_rows());
+  std::unique_ptr<engine::Generator> generator;  // goes after the answers are in place
   if (session.num_rows() > 0 || group_rows > 0) {
-    const auto generator = make_replica(options, config, plan, mesh, device, watch, grammars.get());
+    generator = make_replica(options, config, plan, mesh, device, watch, grammars.get());
     report.seconds["load"] = seconds_since(loading);
     const auto generating = Clock::now();
     const engine::EngineStats stats = session.generate(*generator, builder, tokenizer.get());

@@ -174,6 +174,7 @@ void CudaBackend::wait(Stream stream, Event& event) {
 }
 
 void CudaBackend::synchronize() {
+  gemm_->wait_for_expected();
   MPINFER_CUDA(cudaDeviceSynchronize());
 }
 
@@ -191,6 +192,7 @@ Weight CudaBackend::make_weight(void* data, int64_t out_features, int64_t in_fea
   weight.layout = static_cast<int32_t>(dtype);
   weight.out_features = out_features;
   weight.in_features = in_features;
+  gemm_->expect(out_features, in_features);
   return weight;
 }
 

@@ -18,6 +18,8 @@ namespace {
 
 constexpr int kCandidates = 8;
 constexpr int kRepeats = 2;
+constexpr int64_t kPreloadSize = 512;  // n, k of the small products that bring kernels in
+constexpr int64_t kPreloadBytes = kPreloadSize * kPreloadSize * 4;
 
 cudaDataType_t cuda_type(DType dtype) {
   switch (dtype) {
@@ -106,7 +108,30 @@ CudaGemm::CudaGemm(bool deterministic, const std::string& gpu) : deterministic_(
   const cublasOperation_t transpose = CUBLAS_OP_T;
   MPINFER_CUBLAS(cublasLtMatmulDescSetAttribute(operation_, CUBLASLT_MATMUL_DESC_TRANSA, &transpose,
                                                 sizeof(transpose)));
-  if (deterministic_) return;
+  int device = 0;
+  MPINFER_CUDA(cudaGetDevice(&device));
+  MPINFER_CUDA(
+      cudaMalloc(&preload_memory_, static_cast<size_t>(2 * kPreloadBytes + kWorkspaceBytes)));
+  if (!deterministic_) read_cache(gpu);
+  preloader_ = std::thread([this, device] { preload(device); });
+}
+
+CudaGemm::~CudaGemm() {
+  {
+    const std::lock_guard lock(mutex_);
+    stopped_ = true;
+  }
+  changed_.notify_all();
+  preloader_.join();
+  write_cache();
+  cudaFree(preload_memory_);
+  cublasLtMatmulDescDestroy(operation_);
+  cublasLtDestroy(handle_);
+}
+
+// Lines of "n k bucket count type type alignment algorithm-in-hex". The library checks an algorithm
+// before it is used.
+void CudaGemm::read_cache(const std::string& gpu) {
   const char* cache = std::getenv("XDG_CACHE_HOME");
   const char* home = std::getenv("HOME");
   if (cache == nullptr && home == nullptr) return;
@@ -116,18 +141,6 @@ CudaGemm::CudaGemm(bool deterministic, const std::string& gpu) : deterministic_(
   cache_path_ = fmt::format("{}/mpinfer/products-2-{}-{}",
                             cache != nullptr ? cache : std::string(home) + "/.cache", name,
                             cublasLtGetVersion());
-  read_cache();
-}
-
-CudaGemm::~CudaGemm() {
-  write_cache();
-  cublasLtMatmulDescDestroy(operation_);
-  cublasLtDestroy(handle_);
-}
-
-// Lines of "n k bucket count type type alignment algorithm-in-hex". The library checks an algorithm
-// before it is used.
-void CudaGemm::read_cache() {
   std::ifstream file(cache_path_);
   std::string line;
   while (std::getline(file, line)) {
@@ -149,6 +162,56 @@ void CudaGemm::read_cache() {
     chosen_.emplace(
         Key{n, k, bucket, count, static_cast<DType>(in), static_cast<DType>(out), alignment}, algo);
   }
+}
+
+void CudaGemm::expect(int64_t n, int64_t k) {
+  if (!expected_.emplace(n, k).second) return;
+  const std::lock_guard lock(mutex_);
+  for (const auto& [key, algo] : chosen_) {
+    if (std::get<0>(key) != n || std::get<1>(key) != k) continue;
+    const Kernel kernel{std::get<4>(key), std::get<5>(key), algo};
+    const std::string bytes(reinterpret_cast<const char*>(&algo), sizeof(algo));
+    if (seen_.emplace(kernel.in, kernel.out, bytes).second) to_preload_.push_back(kernel);
+  }
+  changed_.notify_all();
+}
+
+void CudaGemm::wait_for_expected() {
+  std::unique_lock lock(mutex_);
+  changed_.wait(lock, [this] { return to_preload_.empty(); });
+}
+
+void CudaGemm::preload(int device) noexcept {
+  cudaStream_t stream = nullptr;
+  const bool ready = cudaSetDevice(device) == cudaSuccess &&
+                     cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking) == cudaSuccess;
+  std::unique_lock lock(mutex_);
+  while (true) {
+    changed_.wait(lock, [this] { return stopped_ || !to_preload_.empty(); });
+    if (stopped_) break;
+    const Kernel kernel = to_preload_.front();
+    lock.unlock();
+    if (ready) bring_in(stream, kernel);
+    lock.lock();
+    to_preload_.pop_front();
+    changed_.notify_all();
+  }
+  if (ready) cudaStreamDestroy(stream);
+}
+
+// By a product too small to notice. What fails here is loaded when it is needed.
+void CudaGemm::bring_in(cudaStream_t stream, const Kernel& kernel) const noexcept {
+  cublasLtMatrixLayoutOpaque_t from{};
+  cublasLtMatrixLayoutOpaque_t to{};
+  const auto size = static_cast<uint64_t>(kPreloadSize);
+  cublasLtMatrixLayoutInit(&from, cuda_type(kernel.in), size, size, kPreloadSize);
+  cublasLtMatrixLayoutInit(&to, cuda_type(kernel.out), size, size, kPreloadSize);
+  const float one = 1.0F;
+  const float zero = 0.0F;
+  char* result = static_cast<char*>(preload_memory_) + kPreloadBytes;
+  cublasLtMatmul(handle_, operation_, &one, preload_memory_, &from, preload_memory_, &from, &zero,
+                 result, &to, result, &to, &kernel.algo, result + kPreloadBytes,
+                 static_cast<size_t>(kWorkspaceBytes), stream);
 }
 
 // A cache that cannot be written costs the next run its timings, nothing more.

@@ -1,15 +1,23 @@
 // Matrix products by cuBLASLt. For each (sizes, types, alignment) and bucket of rows the library's
 // candidates are timed on the first product of that kind; the fastest is kept, also in a file of
 // the user's cache directory ($XDG_CACHE_HOME or ~/.cache, mpinfer/), so that later runs on the
-// same GPU and library time nothing. Deterministic: one candidate without split sums for every
+// same GPU and library time nothing. The kernels of that file are brought onto the GPU by a thread
+// of its own while weights are read: each takes 3-4 ms when it is first used, and a run uses a
+// hundred.
+// Deterministic: one candidate without split sums for every
 // number of rows, so that a row's bits do not depend on its batch.
 #pragma once
 
 #include <cublasLt.h>
 
+#include <condition_variable>
 #include <cstdint>
+#include <deque>
 #include <map>
+#include <mutex>
+#include <set>
 #include <string>
+#include <thread>
 #include <tuple>
 
 #include "lib/backend/backend.h"
@@ -18,7 +26,7 @@ namespace mpinfer::backend {
 
 class CudaGemm {
  public:
-  // gpu: name of the device, part of the cache file's name.
+  // Of the current device. gpu: its name, part of the cache file's name.
   CudaGemm(bool deterministic, const std::string& gpu);
   ~CudaGemm();
   CudaGemm(const CudaGemm&) = delete;
@@ -40,6 +48,12 @@ class CudaGemm {
     multiply(stream, workspace, out, a, weight, scale, {});
   }
 
+  // Products with weights of this shape are coming.
+  void expect(int64_t n, int64_t k);
+  // Until their kernels are there. A kernel that comes in while another waits for a peer GPU would
+  // wait for that one, and with it the thread that lets the peer go on.
+  void wait_for_expected();
+
   static constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // one for each stream
 
  private:
@@ -47,7 +61,14 @@ class CudaGemm {
   using Key = std::tuple<int64_t, int64_t, int64_t, int32_t, DType, DType, uint32_t>;
   struct Problem;
 
-  void read_cache();
+  void read_cache(const std::string& gpu);
+  struct Kernel {
+    DType in;
+    DType out;
+    cublasLtMatmulAlgo_t algo;
+  };
+  void preload(int device) noexcept;
+  void bring_in(cudaStream_t stream, const Kernel& kernel) const noexcept;
   void write_cache() const noexcept;
   cublasLtMatmulAlgo_t choose(cudaStream_t stream, void* workspace, const Problem& problem);
 
@@ -57,6 +78,14 @@ class CudaGemm {
   std::string cache_path_;  // empty: none
   bool grown_ = false;      // since the file was read
   std::map<Key, cublasLtMatmulAlgo_t> chosen_;
+  std::set<std::pair<int64_t, int64_t>> expected_;
+  std::set<std::tuple<DType, DType, std::string>> seen_;  // kernels by the algorithm's bytes
+  std::mutex mutex_;
+  std::condition_variable changed_;
+  std::deque<Kernel> to_preload_;  // the first one is being loaded
+  bool stopped_ = false;
+  void* preload_memory_ = nullptr;
+  std::thread preloader_;
 };
 
 }  // namespace mpinfer::backend
