@@ -117,6 +117,10 @@ struct AttentionArgs {
   int32_t window = 0;
   const float* sinks = nullptr;
   float softcap = 0.0F;
+  // Of the kernels of compute capability 9.x, whose blocks stay: one counter, zero before and
+  // after.
+  int32_t* task_counter = nullptr;
+  int32_t num_processors = 0;
 };
 // Decode sequences that begin with the same num_tokens tokens in the same blocks.
 struct PrefixGroup {  // laid out like backend::PrefixGroup
@@ -139,7 +143,7 @@ struct DecodePlan {
   const PrefixGroup* groups = nullptr;
   const int32_t* prefix_lens = nullptr;  // [sequences]: tokens of the group's prefix, or 0
   int32_t prefix_splits = 0;
-  int32_t tokens_per_prefix_split = 0;  // a multiple of 64
+  int32_t tokens_per_prefix_split = 0;  // a multiple of 128
   float* partial = nullptr;
   __host__ __device__ int32_t num_parts() const {
     return prefix_splits + (num_splits > 1 ? num_splits : 0);
@@ -154,11 +158,13 @@ void attention_decode(cudaStream_t stream, const AttentionArgs& args, int32_t se
 // Sequences [first, first + sequences) with up to max_rows rows.
 void attention_prefill(cudaStream_t stream, const AttentionArgs& args, int32_t first,
                        int32_t sequences, int32_t max_rows);
-// The same on devices of compute capability 9.x alone.
-void attention_prefill_hopper(cudaStream_t stream, const AttentionArgs& args, int32_t first,
-                              int32_t sequences, int32_t max_rows);
-// The prefixes of groups of decode sequences, into partial.
-void attention_prefix_hopper(cudaStream_t stream, const AttentionArgs& args,
+// The same on devices of compute capability 9.x alone. False: the driver makes no tensor maps of
+// these K and V.
+bool attention_prefill_hopper(cudaStream_t stream, const AttentionArgs& args, int32_t first,
+                              int32_t sequences);
+// The prefixes of groups of decode sequences, into partial; groups stand in the order of their
+// sequences.
+bool attention_prefix_hopper(cudaStream_t stream, const AttentionArgs& args,
                              const DecodePlan& plan);
 void attention_any(cudaStream_t stream, const AttentionArgs& args, int32_t first, int32_t sequences,
                    int32_t max_rows);

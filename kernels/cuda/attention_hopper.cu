@@ -1,336 +1,355 @@
-// Attention of many rows over the same tokens on sm_90a: 128 rows a block, two warpgroups of 64
-// rows, K and V in tiles of 64 tokens through two stages; both products by wgmma, online softmax in
-// registers (Shah et al., "FlashAttention-3", 2024, without its producer warps). Two uses. Prefill
-// chunks: rows are those of one query head, each sees the tokens up to its own; the same arguments
-// and results as attention_prefill.cu, which other devices use. Prefix groups of decode rows: rows
-// are (member, query head of the KV head), all see all tokens of the shared prefix; what comes out
-// are partial sums that decode attention merges with those of a member's own tokens.
-#include "kernels/cuda/device/warpgroup.cuh"
+// Attention of many rows over the same tokens on sm_90a (after Shah et al., "FlashAttention-3",
+// 2024). A row is (token or sequence, query head of the KV head); tasks of 128 rows, handed out by
+// a counter to blocks that stay. A producer warpgroup fetches Q and, tile by tile of 128 tokens, K
+// and V into two stages each; two consumer warpgroups of 64 rows multiply by wgmma and keep the
+// online softmax in registers. A consumer starts S = Q·Kᵀ of a tile before the softmax of that tile
+// runs beside O += P·V of the one before it, and the two take turns, so that one's softmax runs
+// beside the other's products. Tiles start at multiples of 128 tokens whoever shares the task, and
+// a tile that a row does not see leaves its sums as they are: a row's bits depend on its own tokens
+// alone. Two uses. Prefill chunks: each row sees the tokens up to its own; the same arguments and
+// results as attention_prefill.cu, which other devices use. Prefix groups of decode rows: all rows
+// see all tokens of the shared prefix; what comes out are partial sums that decode attention merges
+// with those of a member's own tokens.
+#include "kernels/cuda/device/attention_rows.cuh"
+#include "kernels/cuda/device/paged_tiles.cuh"
 
 namespace mpinfer::kernels::cuda {
 namespace {
 
-constexpr int kGroups = 2;
-constexpr int kThreads = 128 * kGroups;
-constexpr int kRows = 64 * kGroups;
-constexpr int kTokens = 64;
+constexpr int kThreads = 128 * (1 + kConsumers);
 constexpr int kStages = 2;
-constexpr int kPanelBytes = 64 * 128;  // 64 rows of 64 elements
+constexpr int kPanelBytes = kTokens * 128;  // of K and V: 64 elements of each token
+constexpr int kQPanelBytes = 64 * 128;
+// Named barriers.
+constexpr int kProduce = 1;
+constexpr int kTurn = 2;                     // and the next: a consumer's turn to multiply
+constexpr int kZeroed = kTurn + kConsumers;  // and the next: a consumer's zeros are written
 
 template <int D>
-constexpr int panels() {
-  return D / 64;
-}
-template <int D>
-constexpr int shared_bytes() {  // Q of each group, then stages of K and V, and room to align
-  return (kGroups + kStages * 2) * panels<D>() * kPanelBytes + 1024;
-}
-
-__device__ inline uint32_t place(int row, int chunk) {
-  return static_cast<uint32_t>(chunk / 8 * kPanelBytes + row * 128 +
-                               ((chunk % 8) ^ (row & 7)) * 16);
-}
-
-// What a block works on.
-template <class T>
-struct Task {
-  int sequence;  // whose block table
-  int kv_head;
-  int rows;         // that there are
-  int row0;         // the first of this block's
-  int begin_token;  // tokens that any of them sees: [begin_token, end_token)
-  int end_token;
-  const T* q;
-  int64_t q_stride;
+struct Shared {
+  static constexpr int kPanels = D / 64;
+  static constexpr uint32_t kQBytes = kConsumers * kPanels * kQPanelBytes;
+  static constexpr uint32_t kTileBytes = kPanels * kPanelBytes;
+  static constexpr uint32_t kBarriers = kQBytes + kStages * 2 * kTileBytes;
+  static constexpr int kBytes = static_cast<int>(kBarriers) + 256 + 1024;  // and room to align
+  uint32_t base;
+  Task* task;
+  __device__ uint32_t q(int group) const {
+    return base + static_cast<uint32_t>(group * kPanels * kQPanelBytes);
+  }
+  __device__ uint32_t k(uint32_t n) const { return base + kQBytes + n % kStages * 2 * kTileBytes; }
+  __device__ uint32_t v(uint32_t n) const { return k(n) + kTileBytes; }
+  __device__ uint32_t barrier(uint32_t i) const { return base + kBarriers + i * 8; }
+  __device__ uint32_t q_full() const { return barrier(0); }
+  __device__ uint32_t q_empty() const { return barrier(1); }
+  __device__ uint32_t k_full(uint32_t n) const { return barrier(2 + n % kStages); }
+  __device__ uint32_t k_empty(uint32_t n) const { return barrier(2 + kStages + n % kStages); }
+  __device__ uint32_t v_full(uint32_t n) const { return barrier(2 + 2 * kStages + n % kStages); }
+  __device__ uint32_t v_empty(uint32_t n) const { return barrier(2 + 3 * kStages + n % kStages); }
 };
-
-template <class T, int D>
-__device__ Task<T> chunk_task(const AttentionArgs& a, int32_t first_sequence) {
-  Task<T> task{};
-  const int head = static_cast<int>(blockIdx.y);
-  task.sequence = first_sequence + static_cast<int>(blockIdx.z);
-  task.kv_head = head / a.group;
-  const int first_row = a.cu_seqlens_q[task.sequence];
-  task.rows = a.cu_seqlens_q[task.sequence + 1] - first_row;
-  // The longest tasks, at the end of a chunk, start first.
-  task.row0 = ((task.rows + kRows - 1) / kRows - 1 - static_cast<int>(blockIdx.x)) * kRows;
-  const int context = a.context_lens[task.sequence];
-  const int position0 = context - task.rows + task.row0;
-  task.begin_token = a.window > 0 ? max(0, position0 - a.window + 1) : 0;
-  task.end_token = min(context, position0 + kRows);
-  task.q = static_cast<const T*>(a.q.data) + first_row * a.q.stride + int64_t{head} * D;
-  task.q_stride = a.q.stride;
-  return task;
+// Of the n-th tile that a block works on, its stage's parity.
+__device__ inline uint32_t parity(uint32_t n) {
+  return n / kStages & 1;
 }
 
+// One warp: K and V of a task, the last tile first, and then the next task; n counts the block's
+// tiles.
+template <int D, bool kPrefix>
+__device__ Task produce_tiles(const AttentionArgs& a, const Work& work, const PagedMaps& maps,
+                              const Shared<D>& shared, const Task& task, uint32_t& n, int lane) {
+  const int pieces = kTokens / maps.tokens;
+  const int piece = lane % pieces;
+  const int panel = lane / pieces;
+  const int32_t* table = a.block_table + task.sequence * a.block_table_stride;
+  // Asked for a tile early, so that no copy waits for it.
+  const auto look_up = [&](int t) {
+    const int token = t * kTokens + piece * maps.tokens;
+    const int entry = token / a.block_size;
+    // Blocks that a window has left behind have no entry.
+    return t >= 0 && token < task.end_token && entry >= task.begin_token / a.block_size
+               ? table[entry]
+               : -1;
+  };
+  Task next{};
+  const int first_tile = task.first_tile();
+  const int last_tile = task.end_tile() - 1;
+  int block = look_up(last_tile);
+  for (int t = last_tile; t >= first_tile; --t, ++n) {
+    const int next_block = look_up(t - 1);
+    const int token = (t * kTokens + piece * maps.tokens) % a.block_size;
+    const auto fetch = [&](const CUtensorMap& map, uint32_t to, uint32_t full, uint32_t empty) {
+      barrier_wait(empty, parity(n) ^ 1);
+      if (lane == 0) barrier_expect(full, Shared<D>::kTileBytes);
+      __syncwarp();
+      if (panel < D / 64) {
+        copy_paged(to + static_cast<uint32_t>(panel * kPanelBytes + piece * maps.tokens * 128), map,
+                   panel * 64, token, task.kv_head, block, full);
+      }
+    };
+    fetch(maps.k, shared.k(n), shared.k_full(n), shared.k_empty(n));
+    fetch(maps.v, shared.v(n), shared.v_full(n), shared.v_empty(n));
+    if (t == last_tile) next = next_task<kPrefix>(a, work, lane);
+    block = next_block;
+  }
+  return next;
+}
+
+// The other three warps: Q of a task, rows that do not exist as zeros.
 template <class T, int D>
-__device__ Task<T> prefix_task(const AttentionArgs& a, const DecodePlan& plan) {
-  Task<T> task{};
-  const PrefixGroup group = plan.groups[blockIdx.z];
-  task.sequence = group.first_sequence;
-  task.kv_head = static_cast<int>(blockIdx.y);
-  task.rows = group.num_sequences * a.group;
-  task.row0 = static_cast<int>(blockIdx.x) / plan.prefix_splits * kRows;
-  const int split = static_cast<int>(blockIdx.x) % plan.prefix_splits;
-  task.begin_token = split * plan.tokens_per_prefix_split;
-  task.end_token = min(group.num_tokens, task.begin_token + plan.tokens_per_prefix_split);
-  task.q = static_cast<const T*>(a.q.data) + group.first_sequence * a.q.stride +
-           int64_t{task.kv_head} * a.group * D;
-  task.q_stride = a.q.stride;
-  return task;
+__device__ void produce_q(const AttentionArgs& a, const Shared<D>& shared, const Task& task,
+                          int thread) {
+  constexpr int kChunks = D / 8;  // of 16 bytes a row
+  constexpr int kStep = 96 / kChunks;
+  const int chunk = thread % kChunks;
+  const T* base = static_cast<const T*>(a.q.data) + task.q_row * a.q.stride +
+                  int64_t{task.kv_head} * a.group * D + chunk * 8;
+  int unit = (task.row0 + thread / kChunks) / a.group;
+  int g = (task.row0 + thread / kChunks) % a.group;
+#pragma unroll 2
+  for (int r = thread / kChunks; r < kRows; r += kStep) {
+    const uint32_t to = shared.q(r / 64) + static_cast<uint32_t>(chunk / 8 * kQPanelBytes) +
+                        static_cast<uint32_t>(r % 64 * 128 + ((chunk % 8) ^ (r & 7)) * 16);
+    copy_async(to, base + unit * a.q.stride + g * D, task.row0 + r < task.rows);
+    unit += kStep / a.group;
+    g += kStep % a.group;
+    if (g >= a.group) {
+      g -= a.group;
+      ++unit;
+    }
+  }
+  arrive_with_copies(shared.q_full());
 }
 
 template <class T, int D, bool kPrefix>
-__global__ void __launch_bounds__(kThreads, 2)
-    hopper_kernel(AttentionArgs a, int32_t first_sequence, DecodePlan plan) {
-  constexpr int kChunks = D / 8;  // of 16 bytes a row
-  constexpr int kRowsAPass = kThreads / kChunks;
-  constexpr int kPanels = panels<D>();
-  extern __shared__ char shared[];
-  const int thread = static_cast<int>(threadIdx.x);
-  const int group = thread / 128;
-  const int warp = thread / 32 % 4;
+__device__ void produce(const AttentionArgs& a, const Work& work, const PagedMaps& maps,
+                        const Shared<D>& shared) {
+  const int lane = static_cast<int>(threadIdx.x) % 32;
+  const bool fetches_tiles = threadIdx.x < 32;
+  Task task{};
+  uint32_t n = 0;
+  if (fetches_tiles) task = next_task<kPrefix>(a, work, lane);
+  for (uint32_t round = 0;; ++round) {
+    barrier_wait(shared.q_empty(), (round & 1) ^ 1);
+    if (threadIdx.x == 0) {
+      *shared.task = task;
+      barrier_arrive(shared.q_full());
+    }
+    named_wait(kProduce, 128);
+    if (!fetches_tiles) task = *shared.task;
+    if (task.rows == 0) break;
+    if (fetches_tiles) {
+      task = produce_tiles<D, kPrefix>(a, work, maps, shared, task, n, lane);
+    } else {
+      produce_q<T, D>(a, shared, task, static_cast<int>(threadIdx.x) - 32);
+    }
+  }
+  if (!fetches_tiles) barrier_arrive(shared.q_full());
+}
+
+// The first product of a tile: s = Q · Kᵀ, in flight when this returns.
+template <class T, int D>
+__device__ void start_scores(float (&s)[kTokens / 8][4], uint64_t q, uint64_t k_tile) {
+  warpgroup_arrive();
+#pragma unroll
+  for (uint32_t k = 0; k < D / 16; ++k) {
+    const uint32_t column = k % 4 * 32;
+    warpgroup_multiply<T>(s, shifted(q, k / 4 * kQPanelBytes + column),
+                          shifted(k_tile, k / 4 * kPanelBytes + column), k > 0);
+  }
+  warpgroup_commit();
+}
+// And the second: o += P · V.
+template <class T, int D>
+__device__ void start_sums(float (&o)[D / 8][4], const uint32_t (&p)[kTokens / 16][4],
+                           uint64_t v_tile) {
+  warpgroup_arrive();
+#pragma unroll
+  for (uint32_t k = 0; k < kTokens / 16; ++k) {
+    warpgroup_multiply<T>(o, p[k], shifted(v_tile, k * 2048));
+  }
+  warpgroup_commit();
+}
+
+template <class T>
+__device__ void pack_weights(uint32_t (&p)[kTokens / 16][4], const float (&s)[kTokens / 8][4]) {
+#pragma unroll
+  for (int k = 0; k < kTokens / 16; ++k) {
+#pragma unroll
+    for (int i = 0; i < 4; ++i) {
+      const float(&from)[4] = s[2 * k + i / 2];
+      p[k][i] = pack<T>(from[i % 2 * 2], from[i % 2 * 2 + 1]);
+    }
+  }
+}
+
+// Rows of V behind the last token, up to the end of what one copy brings, become zeros: they meet
+// weights of zero, but may hold NaN.
+template <int D>
+__device__ void hide_rest(uint32_t v_tile, int tokens, int piece, int group, int thread) {
+  const int rows = (tokens + piece - 1) / piece * piece - tokens;
+  for (int i = thread; i < rows * D / 8; i += 128) {
+    const uint32_t at = v_tile + static_cast<uint32_t>(i / 8 % (D / 64) * kPanelBytes +
+                                                       (tokens + i / (D / 8)) * 128 + i % 8 * 16);
+    asm volatile("st.shared.v4.b32 [%0], {%1, %1, %1, %1};" ::"r"(at), "r"(0) : "memory");
+  }
+  fence_shared_writes();
+  group == 0 ? named_wait(kZeroed, 128) : named_wait(kZeroed + 1, 128);
+}
+
+template <class T, int D, bool kPrefix>
+__device__ void consume(const AttentionArgs& a, const DecodePlan& plan, int piece,
+                        const Shared<D>& shared) {
+  const int group = static_cast<int>(threadIdx.x) / 128 - 1;
+  const int thread = static_cast<int>(threadIdx.x) % 128;
   const int lane = thread % 32;
-  wait_for_previous();
-  const Task<T> task = kPrefix ? prefix_task<T, D>(a, plan) : chunk_task<T, D>(a, first_sequence);
-  if (task.row0 < 0 || task.row0 >= task.rows) return;
-  // Of row0, where rows are tokens.
-  const int position0 = kPrefix ? 0 : a.context_lens[task.sequence] - task.rows + task.row0;
-  const int32_t* table = a.block_table + task.sequence * a.block_table_stride;
-  const uint32_t q_at = (shared_address(shared) + 1023U) & ~1023U;
-  const uint32_t ring = q_at + kGroups * kPanels * kPanelBytes;
-
-  const int chunk = thread % kChunks;
-  const int pass_row = thread / kChunks;
-#pragma unroll
-  for (int r = pass_row; r < kRows; r += kRowsAPass) {
-    const int row = task.row0 + r;
-    const T* from = kPrefix ? task.q + row / a.group * task.q_stride + row % a.group * D
-                            : task.q + row * task.q_stride;
-    copy_async(q_at + static_cast<uint32_t>(r / 64 * kPanels * kPanelBytes) + place(r % 64, chunk),
-               from + chunk * 8, row < task.rows);
-  }
-  const T* k_base = static_cast<const T*>(a.k) + task.kv_head * a.head_stride + chunk * 8;
-  const T* v_base = static_cast<const T*>(a.v) + task.kv_head * a.head_stride + chunk * 8;
-  const int first_tile = task.begin_token / kTokens;
-  const int end_tile = (task.end_token + kTokens - 1) / kTokens;
-  // Block numbers of the next tile to fetch: asked for a tile early, so that no copy waits for
-  // them.
-  constexpr int kPasses = kTokens / kRowsAPass;
-  int32_t blocks[kPasses];
-  const auto look_up = [&](int t) {
-#pragma unroll
-    for (int i = 0; i < kPasses; ++i) {
-      const int token = t * kTokens + pass_row + i * kRowsAPass;
-      const int entry = token / a.block_size;
-      // Blocks that a window has left behind have no entry.
-      blocks[i] =
-          token < task.end_token && entry >= task.begin_token / a.block_size ? table[entry] : -1;
-    }
+  const int row = group * 64 + thread / 32 * 16 + lane / 4;  // of the task's, and the one 8 below
+  const uint64_t q = operand(shared.q(group), 16, 1024);
+  const auto k_tile = [&](uint32_t i) { return operand(shared.k(i), 16, 1024); };
+  const auto v_tile = [&](uint32_t i) { return operand(shared.v(i), kPanelBytes, 1024); };
+  // Without a cap the scale is folded into the exponent.
+  const float scale = a.softcap > 0.0F ? 1.0F : a.scale * kLog2E;
+  const auto release = [&](uint32_t empty) {
+    if (lane == 0) barrier_arrive(empty);
   };
-  const auto fetch = [&](int t) {
-    if (t < end_tile) {
-      const uint32_t k_to = ring + static_cast<uint32_t>(t % kStages * 2 * kPanels * kPanelBytes);
-      const uint32_t v_to = k_to + kPanels * kPanelBytes;
-#pragma unroll
-      for (int i = 0; i < kPasses; ++i) {
-        const int r = pass_row + i * kRowsAPass;
-        const bool valid = blocks[i] >= 0;
-        const int64_t at =
-            valid ? blocks[i] * a.block_stride + int64_t{(t * kTokens + r) % a.block_size} * D : 0;
-        copy_async(k_to + place(r, chunk), k_base + at, valid);
-        copy_async(v_to + place(r, chunk), v_base + at, valid);
-      }
-    }
-    commit_copies();
-    look_up(t + 1);
-  };
-  look_up(first_tile);
-  fetch(first_tile);
-
-  float o[D / 8][4];
-#pragma unroll
-  for (int n = 0; n < D / 8; ++n) {
-#pragma unroll
-    for (int e = 0; e < 4; ++e) o[n][e] = 0.0F;
-  }
-  float highest[2] = {-INFINITY, -INFINITY};
-  float total[2] = {0.0F, 0.0F};
-  const int group_first = position0 + group * 64;
-  const int group_last = group_first + 63;
-  const int my_position = group_first + warp * 16 + lane / 4;
-  const uint32_t my_q = q_at + static_cast<uint32_t>(group * kPanels * kPanelBytes);
-  for (int t = first_tile; t < end_tile; ++t) {
-    fetch(t + 1);
-    wait_copies<1>();
+  if (group == 1) named_arrive(kTurn, 256);
+  uint32_t n = 0;
+  for (uint32_t round = 0;; ++round) {
+    barrier_wait(shared.q_full(), round & 1);
+    const Task task = *shared.task;
+    if (task.rows == 0) break;
     fence_shared_writes();
-    __syncthreads();
-    const uint32_t k_tile = ring + static_cast<uint32_t>(t % kStages * 2 * kPanels * kPanelBytes);
-    const uint32_t v_tile = k_tile + kPanels * kPanelBytes;
-    const bool mine = kPrefix ? task.row0 + group * 64 < task.rows : t * kTokens <= group_last;
-    if (mine) {
-      float s[kTokens / 8][4];
-      warpgroup_arrive();
+    const Sight sight = sight_of<kPrefix>(a, task, group, row);
+    const int first_tile = task.first_tile();
+    int t = task.end_tile() - 1;
+    Softmax softmax;
+    float s[kTokens / 8][4];
+    float o[D / 8][4];
+    uint32_t p[kTokens / 16][4];
 #pragma unroll
-      for (int k = 0; k < D / 16; ++k) {
-        const auto offset = static_cast<uint32_t>(k / 4 * kPanelBytes + k % 4 * 32);
-        warpgroup_multiply<T>(s, operand(my_q + offset, 16, 1024),
-                              operand(k_tile + offset, 16, 1024), k > 0);
-      }
-      warpgroup_commit();
-      warpgroup_wait<0>();
-      const bool all_visible = kPrefix ? (t + 1) * kTokens <= task.end_token
-                                       : (t + 1) * kTokens - 1 <= group_first &&
-                                             (a.window == 0 || t * kTokens > group_last - a.window);
-      if (a.softcap > 0.0F) {
+    for (int i = 0; i < D / 8; ++i) {
 #pragma unroll
-        for (int n = 0; n < kTokens / 8; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) s[n][e] = score(s[n][e], a.scale, a.softcap);
-        }
-      }
-      // Without a cap the scale is folded into the exponent below.
-      const float scale = a.softcap > 0.0F ? 1.0F : a.scale * kLog2E;
-      if (!all_visible) {
-#pragma unroll
-        for (int n = 0; n < kTokens / 8; ++n) {
-#pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            const int token = t * kTokens + n * 8 + lane % 4 * 2 + e % 2;
-            const int position = my_position + e / 2 * 8;
-            const bool visible =
-                kPrefix ? token < task.end_token
-                        : token <= position && (a.window == 0 || token > position - a.window);
-            if (!visible) s[n][e] = -INFINITY;
-          }
-        }
-      }
-#pragma unroll
-      for (int h = 0; h < 2; ++h) {
-        float now = -INFINITY;
-#pragma unroll
-        for (int n = 0; n < kTokens / 8; ++n) now = fmaxf(now, fmaxf(s[n][2 * h], s[n][2 * h + 1]));
-        now = fmaxf(now, __shfl_xor_sync(0xffffffffU, now, 1));
-        now = fmaxf(now, __shfl_xor_sync(0xffffffffU, now, 2));
-        const float next = fmaxf(highest[h], now * scale);
-        const float base = next == -INFINITY ? 0.0F : next;
-        const float factor = exp2_fast(highest[h] - base);
-        highest[h] = next;
-        total[h] *= factor;
-#pragma unroll
-        for (int n = 0; n < D / 8; ++n) {
-          o[n][2 * h] *= factor;
-          o[n][2 * h + 1] *= factor;
-        }
-#pragma unroll
-        for (int n = 0; n < kTokens / 8; ++n) {
-#pragma unroll
-          for (int e = 2 * h; e < 2 * h + 2; ++e) {
-            s[n][e] = exp2_fast(fmaf(s[n][e], scale, -base));
-            total[h] += s[n][e];
-          }
-        }
-      }
-      uint32_t p[kTokens / 16][4];
-#pragma unroll
-      for (int k = 0; k < kTokens / 16; ++k) {
-        p[k][0] = pack<T>(s[2 * k][0], s[2 * k][1]);
-        p[k][1] = pack<T>(s[2 * k][2], s[2 * k][3]);
-        p[k][2] = pack<T>(s[2 * k + 1][0], s[2 * k + 1][1]);
-        p[k][3] = pack<T>(s[2 * k + 1][2], s[2 * k + 1][3]);
-      }
-      warpgroup_arrive();
-#pragma unroll
-      for (int k = 0; k < kTokens / 16; ++k) {
-        warpgroup_multiply<T>(o, p[k],
-                              operand(v_tile + static_cast<uint32_t>(k * 2048), kPanelBytes, 1024));
-      }
-      warpgroup_commit();
-      warpgroup_wait<0>();
+      for (int e = 0; e < 4; ++e) o[i][e] = 0.0F;
     }
-    __syncthreads();
+    barrier_wait(shared.k_full(n), parity(n));
+    start_scores<T, D>(s, q, k_tile(n));
+    warpgroup_wait<0>();
+    warpgroup_settle(s);
+    release(shared.k_empty(n));
+    if (t == first_tile) release(shared.q_empty());
+    finish_scores(s, a, sight, t * kTokens, lane);
+    softmax.take(s, scale);
+    pack_weights<T>(p, s);
+    barrier_wait(shared.v_full(n), parity(n));
+    const int rest = task.num_tokens - t * kTokens;
+    if (rest > 0 && rest < kTokens && rest % piece != 0) {
+      hide_rest<D>(shared.v(n), rest, piece, group, thread);
+    }
+    while (--t >= first_tile) {
+      barrier_wait(shared.k_full(n + 1), parity(n + 1));
+      group == 0 ? named_wait(kTurn, 256) : named_wait(kTurn + 1, 256);
+      start_scores<T, D>(s, q, k_tile(n + 1));
+      barrier_wait(shared.v_full(n), parity(n));
+      start_sums<T, D>(o, p, v_tile(n));
+      group == 0 ? named_arrive(kTurn + 1, 256) : named_arrive(kTurn, 256);
+      warpgroup_wait<1>();
+      warpgroup_settle(s);
+      release(shared.k_empty(n + 1));
+      if (t == first_tile) release(shared.q_empty());
+      finish_scores(s, a, sight, t * kTokens, lane);
+      softmax.take(s, scale);
+      // Never: but what could leave here keeps ptxas from moving the wait before the softmax.
+      if (softmax.total[0] + softmax.total[1] < 0.0F) __trap();
+      warpgroup_wait<0>();
+      warpgroup_settle(o);
+      release(shared.v_empty(n));
+      pack_weights<T>(p, s);
+#pragma unroll
+      for (int i = 0; i < D / 8; ++i) {
+#pragma unroll
+        for (int e = 0; e < 4; ++e) o[i][e] *= softmax.factor[e / 2];
+      }
+      ++n;
+    }
+    barrier_wait(shared.v_full(n), parity(n));
+    start_sums<T, D>(o, p, v_tile(n));
+    warpgroup_wait<0>();
+    warpgroup_settle(o);
+    release(shared.v_empty(n));
+    ++n;
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      store_row<T, D, kPrefix>(a, plan, task, task.row0 + row + h * 8, o, h, softmax, lane);
+    }
+  }
+}
+
+template <class T, int D, bool kPrefix>
+__global__ void __launch_bounds__(kThreads, 1)
+    hopper_kernel(AttentionArgs a, Work work, const __grid_constant__ PagedMaps maps) {
+  extern __shared__ char memory[];
+  const uint32_t start = shared_address(memory);
+  const uint32_t base = (start + 1023U) & ~1023U;
+  const Shared<D> shared{
+      base, reinterpret_cast<Task*>(memory + (base - start) + Shared<D>::kBarriers + 128)};
+  if (threadIdx.x == 0) {
+    barrier_init(shared.q_full(), 96 + 1);
+    barrier_init(shared.q_empty(), 4 * kConsumers);  // a lane of each warp
+    for (uint32_t stage = 0; stage < kStages; ++stage) {
+      barrier_init(shared.k_full(stage), 1);
+      barrier_init(shared.v_full(stage), 1);
+      barrier_init(shared.k_empty(stage), 4 * kConsumers);
+      barrier_init(shared.v_empty(stage), 4 * kConsumers);
+    }
+    fence_barrier_init();
+  }
+  __syncthreads();
+  wait_for_previous();
+  if (threadIdx.x < 128) {
+    give_registers<64>();
+    produce<T, D, kPrefix>(a, work, maps, shared);
+  } else {
+    take_registers<216>();
+    consume<T, D, kPrefix>(a, work.plan, maps.tokens, shared);
   }
   let_next_start();
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    total[h] += __shfl_xor_sync(0xffffffffU, total[h], 1);
-    total[h] += __shfl_xor_sync(0xffffffffU, total[h], 2);
-    const int r = task.row0 + group * 64 + warp * 16 + lane / 4 + h * 8;
-    if (r >= task.rows) continue;
-    if constexpr (kPrefix) {
-      const int g = r % a.group;
-      float* to = plan.partial +
-                  ((int64_t{task.sequence} + r / a.group) * a.num_kv_heads + task.kv_head) *
-                      plan.num_parts() * partial_floats(a.group, D) +
-                  static_cast<int>(blockIdx.x) % plan.prefix_splits * partial_floats(a.group, D);
-#pragma unroll
-      for (int n = 0; n < D / 8; ++n) {
-        *reinterpret_cast<float2*>(to + g * D + n * 8 + lane % 4 * 2) =
-            make_float2(o[n][2 * h], o[n][2 * h + 1]);
-      }
-      if (lane % 4 == 0) {
-        to[a.group * D + g] = highest[h];
-        to[a.group * (D + 1) + g] = total[h];
-      }
-      continue;
-    }
-    const int head = static_cast<int>(blockIdx.y);
-    float factor = 1.0F;
-    if (a.sinks != nullptr) {
-      const float sink = a.sinks[head] * kLog2E;
-      const float top = fmaxf(sink, highest[h]);
-      factor = exp2_fast(highest[h] - top);
-      total[h] = total[h] * factor + exp2_fast(sink - top);
-    }
-    factor /= total[h];
-    T* to = static_cast<T*>(a.out.data) +
-            (int64_t{a.cu_seqlens_q[task.sequence]} + r) * a.out.stride + int64_t{head} * D;
-#pragma unroll
-    for (int n = 0; n < D / 8; ++n) {
-      *reinterpret_cast<uint32_t*>(to + n * 8 + lane % 4 * 2) =
-          pack<T>(o[n][2 * h] * factor, o[n][2 * h + 1] * factor);
-    }
-  }
 }
 
 template <class T, int D, bool kPrefix>
-void launch_hopper(cudaStream_t stream, const AttentionArgs& args, const dim3& grid, int32_t first,
-                   const DecodePlan& plan) {
+void launch_hopper(cudaStream_t stream, const AttentionArgs& args, const Work& work,
+                   const PagedMaps& maps) {
+  constexpr int kBytes = Shared<D>::kBytes;
   static const cudaError_t raised = cudaFuncSetAttribute(
-      hopper_kernel<T, D, kPrefix>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<D>());
+      hopper_kernel<T, D, kPrefix>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   static_cast<void>(raised);
-  launch(hopper_kernel<T, D, kPrefix>, grid, kThreads, shared_bytes<D>(), stream, args, first,
-         plan);
+  launch(hopper_kernel<T, D, kPrefix>, static_cast<unsigned>(args.num_processors), kThreads, kBytes,
+         stream, args, work, maps);
 }
 
 template <bool kPrefix>
-void choose_kernel(cudaStream_t stream, const AttentionArgs& args, const dim3& grid, int32_t first,
-                   const DecodePlan& plan) {
+bool choose_kernel(cudaStream_t stream, const AttentionArgs& args, const Work& work) {
+  PagedMaps maps{};
+  if (!make_paged_maps(maps, args, kTokens)) return false;
   const bool wide = args.head_dim == 128;
   if (args.q.dtype == ElementType::kBF16) {
-    return wide ? launch_hopper<bf16, 128, kPrefix>(stream, args, grid, first, plan)
-                : launch_hopper<bf16, 64, kPrefix>(stream, args, grid, first, plan);
+    wide ? launch_hopper<bf16, 128, kPrefix>(stream, args, work, maps)
+         : launch_hopper<bf16, 64, kPrefix>(stream, args, work, maps);
+  } else {
+    wide ? launch_hopper<__half, 128, kPrefix>(stream, args, work, maps)
+         : launch_hopper<__half, 64, kPrefix>(stream, args, work, maps);
   }
-  wide ? launch_hopper<__half, 128, kPrefix>(stream, args, grid, first, plan)
-       : launch_hopper<__half, 64, kPrefix>(stream, args, grid, first, plan);
+  return true;
 }
 
 }  // namespace
 
-void attention_prefill_hopper(cudaStream_t stream, const AttentionArgs& args, int32_t first,
-                              int32_t sequences, int32_t max_rows) {
-  const dim3 grid(blocks_for(max_rows, kRows),
-                  static_cast<unsigned>(args.num_kv_heads * args.group),
-                  static_cast<unsigned>(sequences));
-  choose_kernel<false>(stream, args, grid, first, {});
+bool attention_prefill_hopper(cudaStream_t stream, const AttentionArgs& args, int32_t first,
+                              int32_t sequences) {
+  return choose_kernel<false>(stream, args, {.first = first, .count = sequences, .plan = {}});
 }
 
-void attention_prefix_hopper(cudaStream_t stream, const AttentionArgs& args,
+bool attention_prefix_hopper(cudaStream_t stream, const AttentionArgs& args,
                              const DecodePlan& plan) {
-  const dim3 grid(blocks_for(int64_t{plan.most_sequences} * args.group, kRows) *
-                      static_cast<unsigned>(plan.prefix_splits),
-                  static_cast<unsigned>(args.num_kv_heads), static_cast<unsigned>(plan.num_groups));
-  choose_kernel<true>(stream, args, grid, 0, plan);
+  return choose_kernel<true>(stream, args, {.first = 0, .count = plan.num_groups, .plan = plan});
 }
 
 }  // namespace mpinfer::kernels::cuda

@@ -5,6 +5,7 @@
 // multiply by wgmma and finish a tile (gate, bias, scatter to choices) while the producer is
 // already on the next. The same arguments and results as expert_product, which other devices use.
 #include "kernels/cuda/device/experts.cuh"
+#include "kernels/cuda/device/handover.cuh"
 #include "kernels/cuda/device/warpgroup_wide.cuh"
 
 namespace mpinfer::kernels::cuda {
@@ -98,33 +99,6 @@ __device__ void produce(const ExpertProduct& a, const Shared& shared, int tiles,
       ring.advance();
     }
   }
-}
-
-// Four lanes hold the columns of a row two by two; lane q gets the whole of group first + q.
-// words[g]: this lane's word of group g.
-__device__ inline void transpose_words(uint32_t (&words)[4], int lane) {
-  const bool high = (lane & 2) != 0;
-  const bool odd = (lane & 1) != 0;
-  // Groups 0, 1 go to lanes 0, 1; groups 2, 3 to lanes 2, 3.
-  const uint32_t give0 = high ? words[0] : words[2];
-  const uint32_t give1 = high ? words[1] : words[3];
-  const uint32_t keep0 = high ? words[2] : words[0];
-  const uint32_t keep1 = high ? words[3] : words[1];
-  const uint32_t got0 = __shfl_xor_sync(0xffffffffU, give0, 2);
-  const uint32_t got1 = __shfl_xor_sync(0xffffffffU, give1, 2);
-  // keep*: words of this pair of lanes; got*: of the other pair.
-  const uint32_t mine = odd ? keep1 : keep0;
-  const uint32_t others = odd ? got1 : got0;
-  const uint32_t next_mine = __shfl_xor_sync(0xffffffffU, odd ? keep0 : keep1, 1);
-  const uint32_t next_others = __shfl_xor_sync(0xffffffffU, odd ? got0 : got1, 1);
-  const uint32_t low_pair0 = high ? others : mine;
-  const uint32_t low_pair1 = high ? next_others : next_mine;
-  const uint32_t high_pair0 = high ? mine : others;
-  const uint32_t high_pair1 = high ? next_mine : next_others;
-  words[0] = odd ? low_pair1 : low_pair0;
-  words[1] = odd ? low_pair0 : low_pair1;
-  words[2] = odd ? high_pair1 : high_pair0;
-  words[3] = odd ? high_pair0 : high_pair1;
 }
 
 // Row h (0, 1) of this thread in out; null where the row does not exist. The gate is known when

@@ -94,8 +94,9 @@ CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
     MPINFER_CUDA(cudaStreamCreateWithFlags(&stream, cudaStreamNonBlocking));
   logits_tile_ = device_memory(kLogitsTileBytes);
   split_partials_ = device_memory(kSplitPartialFloats * 4);
-  split_counters_ = device_memory(kSplitCounters * 4);
-  MPINFER_CUDA(cudaMemset(split_counters_, 0, static_cast<size_t>(kSplitCounters * 4)));
+  constexpr int64_t kCounterBytes = (kSplitCounters + kNumStreams) * 4;
+  split_counters_ = device_memory(kCounterBytes);
+  MPINFER_CUDA(cudaMemset(split_counters_, 0, static_cast<size_t>(kCounterBytes)));
   expert_counters_ = device_memory(kExpertCounterBytes * kNumStreams);
   MPINFER_CUDA(
       cudaMemset(expert_counters_, 0, static_cast<size_t>(kExpertCounterBytes * kNumStreams)));

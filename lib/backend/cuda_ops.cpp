@@ -126,6 +126,18 @@ void CudaBackend::qk_norm_rope_write_kv(Stream stream, const QkNormRopeWriteKv& 
   check_launch();
 }
 
+namespace {
+
+void check_maps(bool made, const cuda::AttentionArgs& args) {
+  MPINFER_CHECK(made,
+                "the driver makes no tensor maps of K at {} and V at {}, {} elements from block to "
+                "block, {} from head to head: it is to be one of CUDA 12 or later, and both are to "
+                "be aligned to 16 bytes",
+                args.k, args.v, args.block_stride, args.head_stride);
+}
+
+}  // namespace
+
 // Cuts prefixes that several sequences share, and contexts behind them, until every processor has
 // several blocks.
 void CudaBackend::decode(Stream stream, const cuda::AttentionArgs& args,
@@ -161,15 +173,17 @@ void CudaBackend::decode(Stream stream, const cuda::AttentionArgs& args,
     plan.num_splits = static_cast<int32_t>(num_splits);
     plan.tokens_per_split = static_cast<int32_t>(tokens);
   }
-  if (plan.num_groups > 0) cuda::attention_prefix_hopper(stream_of(stream), args, plan);
+  if (plan.num_groups > 0) {
+    check_maps(cuda::attention_prefix_hopper(stream_of(stream), args, plan), args);
+  }
   cuda::attention_decode(stream_of(stream), args, sequences, plan);
 }
 
 void CudaBackend::plan_prefixes(cuda::DecodePlan& plan, const cuda::AttentionArgs& args,
                                 const AttentionBatch& batch) const {
   constexpr int64_t kRows = 128;  // of a block
-  constexpr int64_t kTokens = 64;
-  constexpr int64_t kLeast = 512;
+  constexpr int64_t kTokens = 128;
+  constexpr int64_t kLeast = 256;
   constexpr int64_t kMostSplits = 16;
   int64_t blocks = 0;
   int64_t longest = 0;
@@ -214,7 +228,10 @@ void CudaBackend::attention(Stream stream, const Matrix& out, const Matrix& q, c
                                  .scale = options.scale,
                                  .window = options.window,
                                  .sinks = options.sinks,
-                                 .softcap = options.softcap};
+                                 .softcap = options.softcap,
+                                 .task_counter = static_cast<int32_t*>(split_counters_) +
+                                                 kSplitCounters + static_cast<int64_t>(stream),
+                                 .num_processors = num_processors_};
   if (kv.latent_dim > 0) return attend_latent(stream, args, batch);
   const auto most_rows = [&](size_t begin) {
     int32_t most = 0;
@@ -229,11 +246,14 @@ void CudaBackend::attention(Stream stream, const Matrix& out, const Matrix& q, c
   const auto decodes = static_cast<size_t>(apart ? batch.num_decodes : 0);
   if (decodes > 0) decode(stream, args, batch, static_cast<int32_t>(decodes));
   if (decodes < sequences) {
-    const auto launch = !fast     ? cuda::attention_any
-                        : hopper_ ? cuda::attention_prefill_hopper
-                                  : cuda::attention_prefill;
-    launch(stream_of(stream), args, static_cast<int32_t>(decodes),
-           static_cast<int32_t>(sequences - decodes), most_rows(decodes));
+    const auto first = static_cast<int32_t>(decodes);
+    const auto count = static_cast<int32_t>(sequences - decodes);
+    if (fast && hopper_) {
+      check_maps(cuda::attention_prefill_hopper(stream_of(stream), args, first, count), args);
+    } else {
+      const auto launch = fast ? cuda::attention_prefill : cuda::attention_any;
+      launch(stream_of(stream), args, first, count, most_rows(decodes));
+    }
   }
   check_launch();
 }

@@ -1,7 +1,7 @@
 // Speed of the CUDA backend's ops at the sizes of Qwen3-0.6B and Llama-3.1-8B, each beside what
 // limits it: bytes moved over the measured copy bandwidth, or multiply-adds over the measured
-// product of 8192³. Build: ninja bench_cuda_ops; no
-// arguments, or "experts" for Qwen3-30B-A3B's alone.
+// product of 8192³. Build: ninja bench_cuda_ops; no arguments, or "experts" for Qwen3-30B-A3B's
+// alone, or "attention" for that of many rows.
 #include <algorithm>
 #include <chrono>
 #include <functional>
@@ -145,9 +145,10 @@ struct Bench {
            6.0 * static_cast<double>(rows * intermediate), 0.0);
   }
 
-  // sequences with `rows` new rows each, at the end of `context` tokens.
+  // sequences with `rows` new rows each, at the end of `context` tokens, the first `shared` of
+  // which (whole blocks) all have in common; decode rows are then told so.
   void attention(int32_t sequences, int32_t rows, int32_t context, int32_t q_heads,
-                 int32_t kv_heads, int32_t dim) {
+                 int32_t kv_heads, int32_t dim, int32_t shared = 0) {
     constexpr int32_t kBlock = 32;
     const int32_t blocks_each = (context + kBlock - 1) / kBlock;
     const int64_t blocks = int64_t{sequences} * blocks_each;
@@ -166,8 +167,10 @@ struct Bench {
     std::shuffle(order.begin(), order.end(), std::mt19937(7));
     for (int32_t s = 0; s < sequences; ++s) {
       cu.push_back(cu.back() + rows);
-      for (int32_t b = 0; b < blocks_each; ++b)
-        table.push_back(order[static_cast<size_t>(s * blocks_each + b)]);
+      for (int32_t b = 0; b < blocks_each; ++b) {
+        const int32_t owner = b < shared / kBlock ? 0 : s;
+        table.push_back(order[static_cast<size_t>(owner * blocks_each + b)]);
+      }
       for (int32_t p = context - rows; p < context; ++p) {
         positions.push_back(p);
         slots.push_back(table[static_cast<size_t>(s * blocks_each + p / kBlock)] * kBlock +
@@ -185,28 +188,39 @@ struct Bench {
     const Buffer device_cu = device(cu), device_contexts = device(contexts),
                  device_table = device(table);
     const Buffer device_positions = device(positions), device_slots = device(slots);
+    std::vector<PrefixGroup> groups;
+    if (rows == 1 && shared > 0) groups.push_back({0, sequences, shared, 0});
+    const Buffer device_groups = device({0, sequences, shared, 0});
+    const Buffer device_prefixes =
+        device(std::vector<int32_t>(static_cast<size_t>(sequences), shared));
     const KvView kv{k.data(), v.data(), DType::kBF16, block_elements, int64_t{kBlock} * dim, dim,
                     kBlock,   kv_heads, dim};
-    const AttentionBatch batch{.num_sequences = sequences,
-                               .num_decodes = rows == 1 ? sequences : 0,
-                               .cu_seqlens_q = static_cast<const int32_t*>(device_cu.data()),
-                               .context_lens = static_cast<const int32_t*>(device_contexts.data()),
-                               .block_table = static_cast<const int32_t*>(device_table.data()),
-                               .block_table_stride = blocks_each,
-                               .host_prefix_groups = {},
-                               .host_cu_seqlens_q = cu,
-                               .host_context_lens = contexts};
+    const AttentionBatch batch{
+        .num_sequences = sequences,
+        .num_decodes = rows == 1 ? sequences : 0,
+        .cu_seqlens_q = static_cast<const int32_t*>(device_cu.data()),
+        .context_lens = static_cast<const int32_t*>(device_contexts.data()),
+        .block_table = static_cast<const int32_t*>(device_table.data()),
+        .block_table_stride = blocks_each,
+        .prefix_groups = static_cast<const PrefixGroup*>(device_groups.data()),
+        .prefix_lens = static_cast<const int32_t*>(device_prefixes.data()),
+        .host_prefix_groups = groups,
+        .host_cu_seqlens_q = cu,
+        .host_context_lens = contexts};
     const Matrix q{qkv.data(), DType::kBF16, all, int64_t{q_heads} * dim, width};
     double seconds = time([&] {
       backend->attention(Stream::kCompute, matrix(out, all, int64_t{q_heads} * dim), q, kv, batch,
                          {.scale = 0.09F});
     });
+    const double tokens = static_cast<double>(sequences) * (context - shared) + shared;
     const double bytes =
-        4.0 * sequences * context * kv_heads * dim + 4.0 * static_cast<double>(all) * q_heads * dim;
+        4.0 * tokens * kv_heads * dim + 4.0 * static_cast<double>(all) * q_heads * dim;
     const double pairs = static_cast<double>(all) * (context - rows / 2.0);
-    report(fmt::format("attention {} x {} rows, context {}, heads {}/{}x{}", sequences, rows,
-                       context, q_heads, kv_heads, dim),
+    const std::string common = shared > 0 ? fmt::format(", {} shared", shared) : "";
+    report(fmt::format("attention {} x {} rows, context {}{}, heads {}/{}x{}", sequences, rows,
+                       context, common, q_heads, kv_heads, dim),
            seconds, bytes, 4.0 * pairs * q_heads * dim);
+    if (shared > 0) return;
     const Buffer norm = backend->allocate(dim * 4);
     backend->fill_bytes(Stream::kCompute, norm.data(), 0, dim * 4);
     const Buffer rope = random_bf16(int64_t{context} * dim * 2, 0.5F);
@@ -224,6 +238,19 @@ struct Bench {
     });
     report(fmt::format("qk_norm_rope_write_kv {} rows", all), seconds,
            4.0 * static_cast<double>(all * width), 0.0);
+  }
+
+  // Prompts, suffixes of prompts behind a shared prefix, decode rows behind one.
+  void many_rows() {
+    for (const int32_t q_heads : {16, 32}) {
+      attention(1, 8192, 8192, q_heads, 8, 128);
+      attention(16, 1024, 1024, q_heads, 8, 128);
+      attention(64, 220, 220, q_heads, 8, 128);
+      attention(64, 128, 2112, q_heads, 8, 128, 1984);
+      attention(64, 1, 2112, q_heads, 8, 128, 2048);
+      attention(512, 1, 2112, q_heads, 8, 128, 2048);
+    }
+    attention(16, 1024, 1024, 16, 8, 64);
   }
 
   void sample(int64_t rows, int64_t vocabulary) {
@@ -319,19 +346,19 @@ struct Bench {
 int main(int argc, char** argv) try {
   Bench bench;
   bench.ceilings();
+  const std::string only = argc > 1 ? argv[1] : "";
+  if (only == "attention" || only.empty()) bench.many_rows();
+  if (only == "attention") return 0;
   for (const int64_t rows : {64, 256, 512, 1024, 2048, 4096, 16384}) {
     for (const bool skewed : {false, true}) bench.experts(rows, 2048, 768, 128, 8, skewed);
   }
-  if (argc > 1 && std::string(argv[1]) == "experts") return 0;
+  if (only == "experts") return 0;
   for (const int32_t context : {200, 320, 420, 1100}) bench.attention(1024, 1, context, 16, 8, 128);
   bench.attention(2048, 1, 320, 16, 8, 128);
   bench.attention(256, 1, 1024, 16, 8, 128);
   bench.attention(32, 1, 2048, 16, 8, 128);
   bench.attention(1024, 1, 320, 32, 8, 128);
   bench.attention(1024, 1, 320, 8, 8, 64);
-  bench.attention(16, 1024, 1024, 16, 8, 128);
-  bench.attention(16, 1024, 1024, 32, 8, 128);
-  bench.attention(64, 220, 220, 16, 8, 128);
   for (const int64_t rows : {64, 256, 1024, 2048, 16384}) {
     bench.gemm(rows, 4096, 1024);
     bench.gemm(rows, 1024, 2048);

@@ -1,56 +1,9 @@
-// The widest warpgroup product of sm_90a, and the barriers and bulk copies with which warps of one
-// block hand shared memory to each other (PTX ISA, "mbarrier", "cp.async.bulk").
+// The widest warpgroup product of sm_90a.
 #pragma once
 
 #include "kernels/cuda/device/warpgroup.cuh"
 
 namespace mpinfer::kernels::cuda {
-
-__device__ inline void barrier_init(uint32_t barrier, int arrivals) {
-  asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals) : "memory");
-}
-// After barrier_init, before the block's __syncthreads().
-__device__ inline void fence_barrier_init() {
-  asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
-}
-__device__ inline void barrier_arrive(uint32_t barrier) {
-  asm volatile(
-      "{\n.reg .b64 state;\nmbarrier.arrive.shared::cta.b64 state, [%0];\n}\n" ::"r"(barrier)
-      : "memory");
-}
-// Arrives and makes the phase wait for that many bytes of bulk copies.
-__device__ inline void barrier_expect(uint32_t barrier, uint32_t bytes) {
-  asm volatile(
-      "{\n.reg .b64 state;\nmbarrier.arrive.expect_tx.shared::cta.b64 state, [%0], %1;\n}\n" ::"r"(
-          barrier),
-      "r"(bytes)
-      : "memory");
-}
-// Until the phase of this parity is over.
-__device__ inline void barrier_wait(uint32_t barrier, uint32_t parity) {
-  asm volatile(
-      "{\n.reg .pred done;\nagain:\n"
-      "mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
-      "@done bra over;\nbra again;\nover:\n}\n" ::"r"(barrier),
-      "r"(parity)
-      : "memory");
-}
-__device__ inline void copy_bulk(uint32_t to, const void* from, uint32_t bytes, uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::
-          "r"(to),
-      "l"(from), "r"(bytes), "r"(barrier)
-      : "memory");
-}
-
-template <int kRegisters>
-__device__ inline void give_registers() {
-  asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
-template <int kRegisters>
-__device__ inline void take_registers() {
-  asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));
-}
 
 // d (+)= a · bᵀ: a 64×16 and b 256×16, both in shared memory, k together.
 template <class T>
