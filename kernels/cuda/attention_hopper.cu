@@ -18,6 +18,8 @@ namespace {
 
 constexpr int kThreads = 128 * (1 + kConsumers);
 constexpr int kStages = 2;
+// Of tasks: the producers may be two tasks ahead of what a consumer is yet to read.
+constexpr uint32_t kSlots = 4;
 constexpr int kPanelBytes = kTokens * 128;  // of K and V: 64 elements of each token
 constexpr int kQPanelBytes = 64 * 128;
 // Named barriers.
@@ -31,21 +33,25 @@ struct Shared {
   static constexpr uint32_t kQBytes = kConsumers * kPanels * kQPanelBytes;
   static constexpr uint32_t kTileBytes = kPanels * kPanelBytes;
   static constexpr uint32_t kBarriers = kQBytes + kStages * 2 * kTileBytes;
-  static constexpr int kBytes = static_cast<int>(kBarriers) + 256 + 1024;  // and room to align
+  static constexpr int kBytes = static_cast<int>(kBarriers) + 512 + 1024;  // and room to align
   uint32_t base;
-  Task* task;
+  Task* tasks;  // kSlots, walked in turn
   __device__ uint32_t q(int group) const {
     return base + static_cast<uint32_t>(group * kPanels * kQPanelBytes);
   }
   __device__ uint32_t k(uint32_t n) const { return base + kQBytes + n % kStages * 2 * kTileBytes; }
   __device__ uint32_t v(uint32_t n) const { return k(n) + kTileBytes; }
-  __device__ uint32_t barrier(uint32_t i) const { return base + kBarriers + i * 8; }
-  __device__ uint32_t q_full() const { return barrier(0); }
-  __device__ uint32_t q_empty() const { return barrier(1); }
-  __device__ uint32_t k_full(uint32_t n) const { return barrier(2 + n % kStages); }
-  __device__ uint32_t k_empty(uint32_t n) const { return barrier(2 + kStages + n % kStages); }
-  __device__ uint32_t v_full(uint32_t n) const { return barrier(2 + 2 * kStages + n % kStages); }
-  __device__ uint32_t v_empty(uint32_t n) const { return barrier(2 + 3 * kStages + n % kStages); }
+  // Of a consumer.
+  __device__ uint32_t q_full(int group) const { return barrier(0, static_cast<uint32_t>(group)); }
+  __device__ uint32_t q_empty(int group) const { return barrier(1, static_cast<uint32_t>(group)); }
+  // Of the n-th tile's stage.
+  __device__ uint32_t k_full(uint32_t n) const { return barrier(2, n % kStages); }
+  __device__ uint32_t k_empty(uint32_t n) const { return barrier(3, n % kStages); }
+  __device__ uint32_t v_full(uint32_t n) const { return barrier(4, n % kStages); }
+  __device__ uint32_t v_empty(uint32_t n) const { return barrier(5, n % kStages); }
+  __device__ uint32_t barrier(uint32_t kind, uint32_t i) const {
+    return base + kBarriers + kind * 16 + i * 8;
+  }
 };
 // Of the n-th tile that a block works on, its stage's parity.
 __device__ inline uint32_t parity(uint32_t n) {
@@ -94,22 +100,23 @@ __device__ Task produce_tiles(const AttentionArgs& a, const Work& work, const Pa
   return next;
 }
 
-// The other three warps: Q of a task, rows that do not exist as zeros.
+// The other three warps: Q of a task for one consumer, rows that do not exist as zeros.
 template <class T, int D>
 __device__ void produce_q(const AttentionArgs& a, const Shared<D>& shared, const Task& task,
-                          int thread) {
+                          int group, int thread) {
   constexpr int kChunks = D / 8;  // of 16 bytes a row
   constexpr int kStep = 96 / kChunks;
   const int chunk = thread % kChunks;
   const T* base = static_cast<const T*>(a.q.data) + task.q_row * a.q.stride +
                   int64_t{task.kv_head} * a.group * D + chunk * 8;
-  int unit = (task.row0 + thread / kChunks) / a.group;
-  int g = (task.row0 + thread / kChunks) % a.group;
+  const int row0 = task.row0 + group * 64;
+  int unit = (row0 + thread / kChunks) / a.group;
+  int g = (row0 + thread / kChunks) % a.group;
+  const uint32_t to = shared.q(group) + static_cast<uint32_t>(chunk / 8 * kQPanelBytes);
 #pragma unroll 2
-  for (int r = thread / kChunks; r < kRows; r += kStep) {
-    const uint32_t to = shared.q(r / 64) + static_cast<uint32_t>(chunk / 8 * kQPanelBytes) +
-                        static_cast<uint32_t>(r % 64 * 128 + ((chunk % 8) ^ (r & 7)) * 16);
-    copy_async(to, base + unit * a.q.stride + g * D, task.row0 + r < task.rows);
+  for (int r = thread / kChunks; r < 64; r += kStep) {
+    copy_async(to + static_cast<uint32_t>(r * 128 + ((chunk % 8) ^ (r & 7)) * 16),
+               base + unit * a.q.stride + g * D, row0 + r < task.rows);
     unit += kStep / a.group;
     g += kStep % a.group;
     if (g >= a.group) {
@@ -117,7 +124,7 @@ __device__ void produce_q(const AttentionArgs& a, const Shared<D>& shared, const
       ++unit;
     }
   }
-  arrive_with_copies(shared.q_full());
+  arrive_with_copies(shared.q_full(group));
 }
 
 template <class T, int D, bool kPrefix>
@@ -129,21 +136,24 @@ __device__ void produce(const AttentionArgs& a, const Work& work, const PagedMap
   uint32_t n = 0;
   if (fetches_tiles) task = next_task<kPrefix>(a, work, lane);
   for (uint32_t round = 0;; ++round) {
-    barrier_wait(shared.q_empty(), (round & 1) ^ 1);
-    if (threadIdx.x == 0) {
-      *shared.task = task;
-      barrier_arrive(shared.q_full());
-    }
+    Task* slot = shared.tasks + round % kSlots;
+    if (threadIdx.x == 0) *slot = task;
     named_wait(kProduce, 128);
-    if (!fetches_tiles) task = *shared.task;
-    if (task.rows == 0) break;
+    if (!fetches_tiles) task = *slot;
     if (fetches_tiles) {
+      if (task.rows == 0) break;
       task = produce_tiles<D, kPrefix>(a, work, maps, shared, task, n, lane);
-    } else {
-      produce_q<T, D>(a, shared, task, static_cast<int>(threadIdx.x) - 32);
+      continue;
     }
+#pragma unroll
+    for (int group = 0; group < kConsumers; ++group) {
+      barrier_wait(shared.q_empty(group), (round & 1) ^ 1);
+      // With this the slot is seen, whatever the copies bring.
+      if (threadIdx.x == 32) barrier_arrive(shared.q_full(group));
+      produce_q<T, D>(a, shared, task, group, static_cast<int>(threadIdx.x) - 32);
+    }
+    if (task.rows == 0) break;
   }
-  if (!fetches_tiles) barrier_arrive(shared.q_full());
 }
 
 // The first product of a tile: s = Q · Kᵀ, in flight when this returns.
@@ -214,8 +224,8 @@ __device__ void consume(const AttentionArgs& a, const DecodePlan& plan, int piec
   if (group == 1) named_arrive(kTurn, 256);
   uint32_t n = 0;
   for (uint32_t round = 0;; ++round) {
-    barrier_wait(shared.q_full(), round & 1);
-    const Task task = *shared.task;
+    barrier_wait(shared.q_full(group), round & 1);
+    const Task task = shared.tasks[round % kSlots];
     if (task.rows == 0) break;
     fence_shared_writes();
     const Sight sight = sight_of<kPrefix>(a, task, group, row);
@@ -235,7 +245,7 @@ __device__ void consume(const AttentionArgs& a, const DecodePlan& plan, int piec
     warpgroup_wait<0>();
     warpgroup_settle(s);
     release(shared.k_empty(n));
-    if (t == first_tile) release(shared.q_empty());
+    if (t == first_tile) release(shared.q_empty(group));
     finish_scores(s, a, sight, t * kTokens, lane);
     softmax.take(s, scale);
     pack_weights<T>(p, s);
@@ -254,7 +264,7 @@ __device__ void consume(const AttentionArgs& a, const DecodePlan& plan, int piec
       warpgroup_wait<1>();
       warpgroup_settle(s);
       release(shared.k_empty(n + 1));
-      if (t == first_tile) release(shared.q_empty());
+      if (t == first_tile) release(shared.q_empty(group));
       finish_scores(s, a, sight, t * kTokens, lane);
       softmax.take(s, scale);
       // Never: but what could leave here keeps ptxas from moving the wait before the softmax.
@@ -292,8 +302,10 @@ __global__ void __launch_bounds__(kThreads, 1)
   const Shared<D> shared{
       base, reinterpret_cast<Task*>(memory + (base - start) + Shared<D>::kBarriers + 128)};
   if (threadIdx.x == 0) {
-    barrier_init(shared.q_full(), 96 + 1);
-    barrier_init(shared.q_empty(), 4 * kConsumers);  // a lane of each warp
+    for (int group = 0; group < kConsumers; ++group) {
+      barrier_init(shared.q_full(group), 96 + 1);
+      barrier_init(shared.q_empty(group), 4);  // a lane of each warp
+    }
     for (uint32_t stage = 0; stage < kStages; ++stage) {
       barrier_init(shared.k_full(stage), 1);
       barrier_init(shared.v_full(stage), 1);
