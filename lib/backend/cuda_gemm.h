@@ -70,6 +70,7 @@ class CudaGemm {
   void preload(int device) noexcept;
   void bring_in(cudaStream_t stream, const Kernel& kernel) const noexcept;
   void write_cache() const noexcept;
+  bool in_use(const cublasLtMatmulAlgo_t& algo, DType in, DType out) const;
   cublasLtMatmulAlgo_t choose(cudaStream_t stream, void* workspace, const Problem& problem);
 
   cublasLtHandle_t handle_ = nullptr;
