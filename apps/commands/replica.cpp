@@ -1,5 +1,7 @@
 #include "apps/commands/replica.h"
 
+#include <exception>
+
 #include "apps/commands/planning.h"
 #include "lib/backend/workspace.h"
 #include "lib/comm/mpi_communicator.h"
@@ -66,6 +68,14 @@ class Replica : public engine::Generator {
         engine_options_, engine::EngineParts{backend_, *transformer_, lm_head_.get(), config, *pp_,
                                              mesh.replica, watch, &mesh.members, grammars});
   }
+
+  // Unwinding: memory could not be freed while a kernel waits for a peer that is gone.
+  ~Replica() override {
+    if (std::uncaught_exceptions() == 0) return;
+    for (const auto* communicator : {&tp_, &pp_, &ep_}) (*communicator)->abandon();
+  }
+  Replica(const Replica&) = delete;
+  Replica& operator=(const Replica&) = delete;
 
   engine::EngineStats run(engine::RequestSource* source, engine::CompletionSink* sink,
                           engine::StopStringMatcher* matcher) override {

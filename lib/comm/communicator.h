@@ -44,6 +44,8 @@ class Communicator {
   virtual ~Communicator() = default;
   virtual int rank() const = 0;
   virtual int size() const = 0;
+  // A peer may be gone: what waits for it on a device ends, with any result; no call may follow.
+  virtual void abandon() {}
 
   // Memory that the ranks may come to see of each other; collective, of the same size on all.
   virtual backend::Buffer allocate(int64_t bytes) = 0;

@@ -58,13 +58,8 @@ class NcclCommunicator final : public Communicator {
     check(ncclCommInitRankConfig(&nccl_, size_, id, rank_, &config), "ncclCommInitRankConfig");
   }
   ~NcclCommunicator() override {
+    if (std::uncaught_exceptions() > 0) abandon();  // a destroy would wait for the peer
     if (nccl_ == nullptr) return;
-    // Unwinding: a peer may be gone, and a destroy would wait for it.
-    if (std::uncaught_exceptions() > 0) {
-      peers_.abandon();
-      ncclCommAbort(nccl_);
-      return;
-    }
     ncclCommFinalize(nccl_);
     ncclResult_t state = ncclInProgress;
     while (ncclCommGetAsyncError(nccl_, &state) == ncclSuccess && state == ncclInProgress)
@@ -76,6 +71,11 @@ class NcclCommunicator final : public Communicator {
 
   int rank() const override { return rank_; }
   int size() const override { return size_; }
+  void abandon() override {
+    peers_.abandon();
+    if (nccl_ != nullptr) ncclCommAbort(nccl_);
+    nccl_ = nullptr;
+  }
   backend::Buffer allocate(int64_t bytes) override { return peers_.allocate(bytes); }
 
   void all_reduce_sum(Stream stream, void* data, DType dtype, int64_t count) override {
