@@ -366,27 +366,34 @@ def check_faults(work):
 
 
 def check_kills(work):
-    """Random kills, at random layouts: MPINFER_KILLS of them (default 12). scripts/bench/kills asks for a thousand."""
+    """Random kills, at random layouts: MPINFER_KILLS of them (default 12). scripts/bench/kills asks for a thousand. Some jobs end
+    by mpirun's own TERM and KILL a second later, some at once. A fault point may be passed less often than asked for: such a run
+    completes, is compared, and does not count."""
     number = int(os.environ.get("MPINFER_KILLS", "12"))
     seed = int(os.environ.get("MPINFER_KILLS_SEED", "1"))
     generator = random.Random(seed)
-    work.write_rows(rows(1500, longest=60))
+    work.write_rows(rows(700, longest=40))
     reference = work.reference()
-    done, completed = 0, 0
+    killed, completed = {}, 0
     layouts = ((0, ()), (2, ("-dp", 2)), (3, ("-dp", 3)), (4, ("-dp", 2, "-pp", 2)), (4, ("-dp", 4, "--partition", "dynamic")),
                (2, ("-tp", 2)), (2, ("-dp", 2, "--partition", "contiguous")))
-    while done < number:
+    most = {"turn": 60, "commit-write": 4, "commit-sync": 4, "gather": 1, "before-rename": 1, "after-rename": 1}
+    while sum(killed.values()) < number:
         ranks, arguments = generator.choice(layouts)
-        environment = {"MPINFER_SIMULATED_STEP_US": str(generator.choice((0, 200, 2000)))}
-        place = generator.choice(("time", "time", "turn", "commit-write", "commit-sync", "gather", "before-rename", "after-rename"))
-        victim = generator.randrange(max(1, ranks))
+        environment = {"MPINFER_SIMULATED_STEP_US": str(generator.choice((0, 200, 1000))),
+                       "OMPI_MCA_odls_base_sigkill_timeout": str(generator.choice((0, 0, 0, 1)))}
+        place = generator.choice(("time", "time", *most))
+        # Only rank 0 renames.
+        victim = 0 if place.endswith("rename") else generator.randrange(max(1, ranks))
         if place != "time":
-            environment["MPINFER_FAULTS"] = f"{place}:{generator.randrange(1, 6 if place != 'turn' else 60)}:kill@{victim}"
+            environment["MPINFER_FAULTS"] = f"{place}:{generator.randint(1, most[place])}:kill@{victim}"
         process = work.start(ranks, *arguments, "--max-num-seqs", 16, environment=environment)
+        what = f"{place}@{victim} {arguments} on {ranks} ranks"
         if place == "time":
             time.sleep(generator.random() * 1.2)
             pids = ranks_of(process) if ranks else [process.pid]
             chosen = pids if generator.random() < 0.3 else [generator.choice(pids)] if pids else []
+            what = "one rank at any time" if len(chosen) < len(pids) else "all ranks at any time"
             for pid in chosen:
                 try:
                     os.kill(pid, signal.SIGKILL)
@@ -396,18 +403,20 @@ def check_kills(work):
             code = process.wait(90)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
-            raise Failure(f"kill {done}: {place}@{victim} {arguments} on {ranks} ranks hangs (seed {seed})\n{work.log()}")
-        done += code not in (0, 3)
+            raise Failure(f"kill {killed}: {what} hangs (seed {seed})\n{work.log()}")
+        if code not in (0, 3):
+            kind = what if place == "time" else f"{'rank 0' if victim == 0 else 'another rank'} in {place}"
+            killed[kind] = killed.get(kind, 0) + 1
         wait_for(lambda: not any(str(pid) in os.listdir("/proc") for pid in ranks_of(process)), "the ranks to end")
-        expect(code in (0, 3) or code != 2 and code != 70,
-               f"kill {done}: {place}@{victim} {arguments} on {ranks} ranks: exit code {code} (seed {seed})\n{work.log()}")
+        expect(code not in (2, 70), f"kill {killed}: {what}: exit code {code} (seed {seed})\n{work.log()}")
         if code in (0, 3):
             work.check(reference)
             completed += 1
             work.clear()
     work.run(2, "-dp", 2)
     work.check(reference)
-    print(f"{done} kills, {completed + 1} complete outputs, each equal to the undisturbed one: 0 violations", flush=True)
+    print(f"{sum(killed.values())} kills, seed {seed}, {completed + 1} complete outputs, each equal to the undisturbed one: "
+          f"0 violations; {', '.join(f'{kind} {count}' for kind, count in sorted(killed.items()))}", flush=True)
 
 
 def check_stopped_rank(work):
