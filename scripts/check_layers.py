@@ -27,7 +27,7 @@ MAY = {
 PLANNER_MODEL = {"config", "params", "loader", "kv_cache"}
 # Files that may use a communicator (tensors) or HostComm (host data); lib/comm itself aside.
 TENSORS = {"model/boundary", "model/embedding", "model/lm_head", "model/moe", "engine/runner"}
-HOST_DATA = {"engine/control", "engine/lockstep", "io/exchange", "job/session", "job/session_run",
+HOST_DATA = {"engine/control", "engine/lockstep", "io/exchange", "io/gather", "job/session", "job/session_run",
              "job/earlier_results", "apps/main", "apps/commands/run", "apps/commands/run_setup"}
 TENSOR_CALL = re.compile(r"(?:\.|->)(?:all_reduce_sum|all_gather_v?|reduce_scatter_sum_v|all_to_all|sum_add_norm|start_send_recv)\(")
 HOST_CALL = re.compile(r"(?:\.|->)(?:start_broadcast|start_send|start_receive|start_all_gather|try_receive|gather_v|fetch_and_add)\(")

@@ -214,7 +214,8 @@ std::vector<std::string> HostComm::all_gather(const std::string& mine) const {
 std::vector<std::string> HostComm::gather(const std::string& mine, int root) const {
   if (size() == 1) return {mine};
   const auto sizes = sizes_everywhere(handle_->comm, size(), static_cast<int64_t>(mine.size()));
-  const std::string all = gather_v(mine, sizes, root);
+  std::string all;
+  gather_v(mine, sizes, root, &all);
   if (rank() != root) return {};
   return Pieces(sizes).cut(all);
 }
@@ -240,15 +241,17 @@ std::string HostComm::scatter(const std::vector<std::string>& parts, int root) c
   return mine;
 }
 
-std::string HostComm::gather_v(std::string_view mine, const std::vector<int64_t>& bytes_by_rank,
-                               int root) const {
-  if (size() == 1) return std::string(mine);
+std::string_view HostComm::gather_v(std::string_view mine,
+                                    const std::vector<int64_t>& bytes_by_rank, int root,
+                                    std::string* buffer) const {
+  if (size() == 1) return mine;
   const Pieces pieces(bytes_by_rank);
-  std::string all(rank() == root ? static_cast<size_t>(pieces.total) : 0, '\0');
+  const size_t bytes = rank() == root ? static_cast<size_t>(pieces.total) : 0;
+  if (buffer->size() < bytes) buffer->resize(bytes);
   MPINFER_MPI(MPI_Gatherv(mine.data(), count_of(static_cast<int64_t>(mine.size())), MPI_BYTE,
-                          all.data(), pieces.counts.data(), pieces.displacements.data(), MPI_BYTE,
-                          root, handle_->comm));
-  return all;
+                          buffer->data(), pieces.counts.data(), pieces.displacements.data(),
+                          MPI_BYTE, root, handle_->comm));
+  return std::string_view(*buffer).substr(0, bytes);
 }
 
 int64_t HostComm::all_reduce_sum(int64_t value) const {

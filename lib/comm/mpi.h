@@ -10,6 +10,7 @@
 #include <memory>
 #include <span>
 #include <string>
+#include <string_view>
 #include <type_traits>
 #include <vector>
 
@@ -58,9 +59,9 @@ class HostComm {
   // Different bytes to each rank: parts is read on root only, parts.size() == size().
   std::string scatter(const std::vector<std::string>& parts, int root) const;
   // MPI_Gatherv of one round; the sum must fit in 31 bits (checked). Result on root: bytes rank by
-  // rank.
-  std::string gather_v(std::string_view mine, const std::vector<int64_t>& bytes_by_rank,
-                       int root) const;
+  // rank, valid until the next use of buffer (which only grows) and of mine.
+  std::string_view gather_v(std::string_view mine, const std::vector<int64_t>& bytes_by_rank,
+                            int root, std::string* buffer) const;
   int64_t all_reduce_sum(int64_t value) const;
   int64_t all_reduce_min(int64_t value) const;
   int64_t all_reduce_max(int64_t value) const;

@@ -1,7 +1,6 @@
 // What replica leaders and rank 0 tell each other outside the engine: shares of the index out,
-// lines to leaders that do not see the input, progress and results back. Every function is
-// collective over the leaders; rank 0 of them is rank 0 of the world. Memory is bounded: rows
-// travel in windows, results in rounds of a given number of bytes.
+// lines to leaders that do not see the input, progress back. Every function is collective over the
+// leaders; rank 0 of them is rank 0 of the world. Memory is bounded: rows travel in windows.
 #pragma once
 
 #include <cstdint>
@@ -56,27 +55,6 @@ class InputLines {
   std::vector<File> files_;
   File copy_;
 };
-
-struct StoredResult {
-  int64_t row = 0;
-  int64_t offset = 0;  // in a journal of the leader
-  uint32_t length = 0;
-  uint32_t journal = 0;  // which of its journals
-};
-
-struct GatherOptions {
-  int64_t first_row = 0;
-  int64_t num_rows = 0;
-  int64_t window_rows = 1 << 16;
-  int64_t round_bytes = int64_t{64} << 20;  // below 2³¹; one row may exceed it
-  std::function<void()> on_round = {};      // before every round
-};
-
-// Calls write on rank 0 with the result of every row of [first_row, first_row + num_rows), in
-// order. Throws Error(kInternal) on rank 0 when a row is missing or comes twice.
-void gather_results(const comm::HostComm& leaders, std::span<const File> journals,
-                    std::vector<StoredResult> results, const GatherOptions& options,
-                    const std::function<void(std::string_view)>& write);
 
 struct ReplicaProgress {
   int64_t num_rows = 0;  // of its share, as far as it knows

@@ -146,6 +146,11 @@ void cut_off(const File& file, int64_t bytes) {
   }
 }
 
+void start_writeback(const File& file, int64_t offset, int64_t bytes) {
+  // What fails here is found by sync_data.
+  ::sync_file_range(file.fd(), offset, bytes, SYNC_FILE_RANGE_WRITE);
+}
+
 void sync_data(const File& file) {
   const int fault = fault_point("fsync");
   if (fault == 0 && ::fdatasync(file.fd()) == 0) return;

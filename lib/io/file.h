@@ -65,6 +65,8 @@ WriteResult write_some(const File& file, std::string_view bytes);
 Error write_error(const File& file, int error, size_t bytes_left);
 // Shortens the file; a failure is only logged.
 void cut_off(const File& file, int64_t bytes);
+// Asks the system to begin writing what was last written, so that sync_data has less to wait for.
+void start_writeback(const File& file, int64_t offset, int64_t bytes);
 // fdatasync; a failure means the bytes are lost, it is never tried again on the same descriptor.
 void sync_data(const File& file);
 // Makes a created or renamed name durable.

@@ -66,6 +66,7 @@ void OrderedWriter::flush() {
     throw write_error(file_, fault, buffer_.size());
   }
   write_all(file_, buffer_);
+  if (!temporary_.empty()) start_writeback(file_, bytes_, static_cast<int64_t>(buffer_.size()));
   bytes_ += static_cast<int64_t>(buffer_.size());
   buffer_.clear();
 }

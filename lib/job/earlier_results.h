@@ -9,7 +9,7 @@
 #include <vector>
 
 #include "lib/comm/mpi.h"
-#include "lib/io/exchange.h"
+#include "lib/io/gather.h"
 #include "lib/io/index.h"
 #include "lib/io/journal.h"
 #include "lib/job/result_writer.h"

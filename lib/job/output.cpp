@@ -2,7 +2,6 @@
 
 #include <unistd.h>
 
-#include <algorithm>
 #include <memory>
 #include <nlohmann/json.hpp>
 #include <string_view>
@@ -81,23 +80,17 @@ int64_t write_output(const comm::HostComm& leaders, std::span<const io::File> jo
 
 int64_t write_partial_output(std::span<const io::File> journals,
                              std::vector<io::StoredResult> results, const OutputOptions& options) {
-  std::sort(results.begin(), results.end(),
-            [](const io::StoredResult& a, const io::StoredResult& b) { return a.row < b.row; });
   io::OrderedWriter writer(options.path);
   std::unique_ptr<io::OrderedWriter> errors;
   if (!options.errors_path.empty())
     errors = std::make_unique<io::OrderedWriter>(options.errors_path);
-  std::string payload;
-  for (const io::StoredResult& result : results) {
-    payload.resize(result.length);
-    const int64_t count =
-        io::read_at(journals[result.journal], payload.data(), result.length, result.offset);
-    payload.resize(static_cast<size_t>(count));
+  const size_t count = results.size();
+  io::visit_results(journals, std::move(results), [&](std::string_view payload) {
     write_payload(payload, writer, errors.get());
-  }
+  });
   if (errors) errors->finish();
   writer.finish();
-  return static_cast<int64_t>(results.size());
+  return static_cast<int64_t>(count);
 }
 
 }  // namespace mpinfer::job

@@ -9,8 +9,8 @@
 #include <vector>
 
 #include "lib/comm/mpi.h"
-#include "lib/io/exchange.h"
 #include "lib/io/file.h"
+#include "lib/io/gather.h"
 
 namespace mpinfer::job {
 

@@ -42,8 +42,10 @@ TEST_CASE("gathers, scatters and broadcasts of uneven bytes", "[host]") {
     sizes.push_back(static_cast<int64_t>(piece_of(r).size()));
     expected += piece_of(r);
   }
-  const std::string round = world.gather_v(piece_of(world.rank()), sizes, 0);
-  CHECK(round == (world.rank() == 0 ? expected : ""));
+  const std::string mine = piece_of(world.rank());
+  std::string buffer;
+  const std::string_view round = world.gather_v(mine, sizes, 0, &buffer);
+  if (world.rank() == 0) CHECK(round == expected);
 
   std::string text = world.rank() == 0 ? std::string(100000, 'x') : "";
   world.broadcast(text, 0);
@@ -60,7 +62,8 @@ TEST_CASE("a round beyond 31 bits is refused before it is sent", "[host]") {
   const HostComm world = HostComm::world();
   if (world.size() == 1) return;
   const std::vector<int64_t> sizes(static_cast<size_t>(world.size()), int64_t{1} << 31);
-  CHECK_THROWS_AS(world.gather_v("", sizes, 0), Error);
+  std::string buffer;
+  CHECK_THROWS_AS(world.gather_v("", sizes, 0, &buffer), Error);
 }
 
 TEST_CASE("many broadcasts under way at once arrive in order", "[host]") {

@@ -5,6 +5,7 @@
 #include <set>
 
 #include "lib/core/error.h"
+#include "lib/io/gather.h"
 #include "lib/io/journal.h"
 #include "tests/support/catch.h"
 #include "tests/unit/io/temporary_directory.h"
