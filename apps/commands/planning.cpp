@@ -106,9 +106,9 @@ void read_lengths(planner::PlanRequest* request, const Options& options,
   if (index.rows.empty()) return;
   planner::Lengths lengths{0, 0};
   const auto num_rows = static_cast<double>(index.rows.size());
-  for (const io::RowEntry& row : index.rows) {
-    lengths.prompt += row.prompt_tokens / num_rows;
-    lengths.completion += row.completion_tokens / num_rows;
+  for (const io::Row& row : index.rows) {
+    lengths.prompt += static_cast<double>(row.entry.prompt_tokens) / num_rows;
+    lengths.completion += static_cast<double>(row.entry.completion_tokens) / num_rows;
   }
   request->lengths = lengths;
   request->num_rows = static_cast<int64_t>(index.rows.size());

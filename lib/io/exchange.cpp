@@ -21,12 +21,13 @@ std::string bytes_of(const std::vector<T>& values) {
   return {reinterpret_cast<const char*>(values.data()), values.size() * sizeof(T)};
 }
 
-template <class T>
-void append_values(const std::string& bytes, std::vector<T>* values) {
+template <class Container>
+void append_values(const std::string& bytes, Container* values) {
+  using T = typename Container::value_type;
   MPINFER_CHECK(bytes.size() % sizeof(T) == 0, "{} bytes are no whole records", bytes.size());
-  const size_t before = values->size();
-  values->resize(before + bytes.size() / sizeof(T));
-  if (!bytes.empty()) std::memcpy(values->data() + before, bytes.data(), bytes.size());
+  for (size_t at = 0; at < bytes.size(); at += sizeof(T)) {
+    std::memcpy(&values->emplace_back(), bytes.data() + at, sizeof(T));
+  }
 }
 
 template <class T>
@@ -43,54 +44,51 @@ int64_t broadcast_number(const comm::HostComm& comm, int64_t value) {
 
 }  // namespace
 
-std::vector<Row> scatter_rows(const comm::HostComm& leaders, const InputIndex* index,
-                              const std::vector<int32_t>* owner, int64_t window_rows) {
+Rows scatter_rows(const comm::HostComm& leaders, Rows all, const std::vector<int32_t>& owner,
+                  int64_t window_rows) {
   const bool root = leaders.rank() == 0;
-  const int64_t num_rows =
-      broadcast_number(leaders, root ? static_cast<int64_t>(index->rows.size()) : 0);
-  std::vector<Row> mine;
+  const int64_t num_rows = broadcast_number(leaders, static_cast<int64_t>(all.size()));
+  Rows mine = std::move(all);
+  size_t kept = 0;  // of rank 0's, at the beginning of the same rows
   for (int64_t begin = 0; begin < num_rows; begin += window_rows) {
     std::vector<std::string> parts(root ? static_cast<size_t>(leaders.size()) : 0);
-    if (root) {
-      const int64_t end = std::min(num_rows, begin + window_rows);
-      for (int64_t i = begin; i < end; ++i) {
-        const auto at = static_cast<size_t>(i);
-        const Row row{.index = index->index_of(at), .entry = index->rows[at]};
-        parts[static_cast<size_t>((*owner)[at])].append(reinterpret_cast<const char*>(&row),
-                                                        sizeof(row));
+    const int64_t end = std::min(num_rows, begin + window_rows);
+    for (int64_t i = begin; root && i < end; ++i) {
+      const auto at = static_cast<size_t>(i);
+      const Row row = mine[at];
+      if (owner[at] == 0) {
+        mine[kept++] = row;
+      } else {
+        parts[static_cast<size_t>(owner[at])].append(reinterpret_cast<const char*>(&row),
+                                                     sizeof(row));
       }
     }
     append_values(leaders.scatter(parts, 0), &mine);
   }
+  if (root) mine.resize(kept);
   return mine;
 }
 
-OrderedBlocks broadcast_blocks(const comm::HostComm& leaders, const InputIndex* index,
-                               const GuidedBlocks* blocks) {
-  constexpr size_t kWindow = 1 << 16;
-  OrderedBlocks out;
+void broadcast_blocks(const comm::HostComm& leaders, Rows* rows, std::vector<int64_t>* starts) {
+  constexpr size_t kWindow = 1 << 13;
   const bool root = leaders.rank() == 0;
-  std::string starts = root ? bytes_of(blocks->starts) : std::string();
-  leaders.broadcast(starts, 0);
-  out.starts = values_of<int64_t>(starts);
-  const auto num_rows = static_cast<size_t>(out.starts.back());
+  std::string bytes = root ? bytes_of(*starts) : std::string();
+  leaders.broadcast(bytes, 0);
+  if (!root) append_values(bytes, starts);
+  const auto num_rows = static_cast<size_t>(starts->back());
   for (size_t begin = 0; begin < num_rows; begin += kWindow) {
-    std::vector<Row> rows;
+    std::vector<Row> window;
     const size_t end = std::min(num_rows, begin + kWindow);
-    for (size_t i = begin; root && i < end; ++i) {
-      const uint32_t at = blocks->order[i];
-      rows.push_back({.index = index->index_of(at), .entry = index->rows[at]});
-    }
-    std::string bytes = bytes_of(rows);
+    for (size_t i = begin; root && i < end; ++i) window.push_back((*rows)[i]);
+    bytes = bytes_of(window);
     leaders.broadcast(bytes, 0);
-    append_values(bytes, &out.rows);
+    if (!root) append_values(bytes, rows);
   }
-  return out;
 }
 
 InputLines::InputLines(const comm::HostComm& leaders, const std::vector<std::string>& paths,
-                       const std::vector<int64_t>& expected_bytes, std::vector<Row>* rows,
-                       int64_t round_bytes, bool can_read)
+                       const std::vector<int64_t>& expected_bytes, Rows* rows, int64_t round_bytes,
+                       bool can_read)
     : names_(paths) {
   try {
     for (size_t i = 0; can_read && i < paths.size(); ++i) {
@@ -118,8 +116,7 @@ InputLines::InputLines(const comm::HostComm& leaders, const std::vector<std::str
   receive_lines(leaders, rows, round_bytes);
 }
 
-void InputLines::receive_lines(const comm::HostComm& leaders, std::vector<Row>* rows,
-                               int64_t round_bytes) {
+void InputLines::receive_lines(const comm::HostComm& leaders, Rows* rows, int64_t round_bytes) {
   const int64_t budget = std::max<int64_t>(1, round_bytes / leaders.size());
   size_t next = copied() ? 0 : rows->size();
   int64_t offset = 0;
@@ -147,7 +144,7 @@ void InputLines::receive_lines(const comm::HostComm& leaders, std::vector<Row>* 
     for (size_t i = first; i < next; ++i) {
       RowEntry& entry = (*rows)[i].entry;
       if (entry.length == RowEntry::kTooLong) continue;
-      entry.offset = offset;
+      entry.offset = static_cast<uint64_t>(offset) & RowEntry::kMaxOffset;
       offset += entry.length;
     }
   }

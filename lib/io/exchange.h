@@ -18,16 +18,12 @@
 
 namespace mpinfer::io {
 
-// This leader's rows in input order. index and owner (one a row) are read on rank 0 only.
-std::vector<Row> scatter_rows(const comm::HostComm& leaders, const InputIndex* index,
-                              const std::vector<int32_t>* owner, int64_t window_rows = 1 << 16);
+// This leader's rows. all and owner (one a row) are rank 0's; what is not its own leaves it.
+Rows scatter_rows(const comm::HostComm& leaders, Rows all, const std::vector<int32_t>& owner,
+                  int64_t window_rows = 1 << 13);
 
-struct OrderedBlocks {          // of the dynamic partition, the same on every leader
-  std::vector<Row> rows;        // in admission order
-  std::vector<int64_t> starts;  // block b is rows[starts[b], starts[b + 1])
-};
-OrderedBlocks broadcast_blocks(const comm::HostComm& leaders, const InputIndex* index,
-                               const GuidedBlocks* blocks);
+// Rank 0's rows and the starts of their blocks (guided_blocks), on every leader.
+void broadcast_blocks(const comm::HostComm& leaders, Rows* rows, std::vector<int64_t>* starts);
 
 // The input as this leader reads it: its own descriptors, or a local copy of the lines that rank 0
 // sent.
@@ -36,7 +32,7 @@ class InputLines {
   // rows: those this leader will read; their offsets change when the lines come from rank 0. Rank 0
   // must be able to read.
   InputLines(const comm::HostComm& leaders, const std::vector<std::string>& paths,
-             const std::vector<int64_t>& expected_bytes, std::vector<Row>* rows,
+             const std::vector<int64_t>& expected_bytes, Rows* rows,
              int64_t round_bytes = int64_t{32} << 20, bool can_read = true);
 
   // May be called from several threads. Throws Error(kUsage) when the line changed.
@@ -49,7 +45,7 @@ class InputLines {
   bool copied() const { return copy_.is_open(); }
 
  private:
-  void receive_lines(const comm::HostComm& leaders, std::vector<Row>* rows, int64_t round_bytes);
+  void receive_lines(const comm::HostComm& leaders, Rows* rows, int64_t round_bytes);
 
   std::vector<std::string> names_;
   std::vector<File> files_;

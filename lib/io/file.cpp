@@ -184,10 +184,14 @@ void rename_file(const std::string& from, const std::string& to) {
 }
 
 void replace_file(const std::string& path, std::string_view bytes) {
+  replace_file(path, [&](const File& file) { write_all(file, bytes); });
+}
+
+void replace_file(const std::string& path, const std::function<void(const File&)>& write) {
   const std::string temporary = fmt::format("{}.{}.tmp", path, ::getpid());
   try {
     File file = open_to_write(temporary, O_CREAT | O_TRUNC);
-    write_all(file, bytes);
+    write(file);
     sync_data(file);
     file.close();
     rename_file(temporary, path);

@@ -4,6 +4,7 @@
 #pragma once
 
 #include <cstdint>
+#include <functional>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -76,6 +77,7 @@ void rename_file(const std::string& from, const std::string& to);
 
 // Whole small file: temporary beside it, fsync, rename, fsync of the directory.
 void replace_file(const std::string& path, std::string_view bytes);
+void replace_file(const std::string& path, const std::function<void(const File&)>& write);
 std::string read_whole_file(const std::string& path, int64_t max_bytes);
 // Names in a directory that begin with prefix, sorted; none if it is not there.
 std::vector<std::string> list_directory(const std::string& path, std::string_view prefix);

@@ -3,8 +3,8 @@
 #include <xxhash.h>
 
 #include <algorithm>
-#include <atomic>
 #include <charconv>
+#include <condition_variable>
 #include <exception>
 #include <mutex>
 #include <thread>
@@ -23,12 +23,17 @@ struct Piece {
   int32_t file = 0;
   int64_t begin = 0;
   int64_t end = 0;
-  std::vector<RowEntry> rows;  // lines counted within the piece
+  std::vector<Row> rows;  // lines counted within the piece; index: hash of the row's id, 0 for none
   int64_t num_lines = 0;
   std::vector<int64_t> watched_counts;
   int64_t num_without_max_tokens = 0;
-  std::vector<uint64_t> id_hashes;
   IdCounts ids;
+};
+
+struct Estimate {
+  uint32_t prompt_tokens = 1;
+  uint32_t completion_tokens = 0;
+  uint16_t prefix = 0;
 };
 
 uint32_t small_number(std::string_view text, uint32_t otherwise) {
@@ -62,58 +67,62 @@ class RowEstimator {
     prompt_root_ = prompt_field_.substr(0, prompt_field_.find('.'));
   }
 
-  void estimate(std::string_view line, RowEntry* row, Piece* piece) const {
-    row->prompt_tokens = 1;
-    row->completion_tokens = 0;
+  void estimate(std::string_view line, Row* row, Piece* piece) const {
+    Estimate found;
     MemberScanner scanner(line);
     Member member;
     std::string_view id;
     while (scanner.next(&member)) {
       if (member.key == "max_tokens" || member.key == "max_completion_tokens") {
-        row->completion_tokens = small_number(member.value, row->completion_tokens);
+        found.completion_tokens = small_number(member.value, found.completion_tokens);
       } else if (member.key == "id" || member.key == "custom_id") {
         id = member.value;
       } else if (member.key == "prompt_token_ids" || member.key == prompt_field_ ||
                  member.key == prompt_root_) {
-        row->prompt_tokens = estimated_tokens(member.value);
-        row->prefix = prefix_of(member.value);
+        found.prompt_tokens = estimated_tokens(member.value);
+        found.prefix = prefix_of(member.value);
       } else if (member.key == "messages") {
-        row->prompt_tokens = estimated_text_tokens(member.value);
-        row->prefix = prefix_of(member.value);
+        found.prompt_tokens = estimated_text_tokens(member.value);
+        found.prefix = prefix_of(member.value);
       } else if (member.key == "sampling_params" || member.key == "body") {
-        estimate_nested(member.value, row);
+        estimate_nested(member.value, &found);
       } else {
         count_watched(member.key, &piece->watched_counts);
       }
     }
-    if (scanner.ok()) count_id(id, piece);
-    if (row->completion_tokens > 0) return;
-    row->completion_tokens = options_.default_completion_tokens;
-    ++piece->num_without_max_tokens;
+    if (scanner.ok()) count_id(id, row, piece);
+    if (found.completion_tokens == 0) {
+      found.completion_tokens = options_.default_completion_tokens;
+      ++piece->num_without_max_tokens;
+    }
+    constexpr uint64_t kMost = RowEntry::kMaxTokens;
+    row->entry.prompt_tokens = std::min<uint64_t>(found.prompt_tokens, kMost) & kMost;
+    row->entry.completion_tokens = std::min<uint64_t>(found.completion_tokens, kMost) & kMost;
+    row->entry.prefix = found.prefix;
   }
 
  private:
-  static void count_id(std::string_view id, Piece* piece) {
+  static void count_id(std::string_view id, Row* row, Piece* piece) {
     if (id.empty() || id == "null") {
       ++piece->ids.num_missing;
       return;
     }
     if (id[0] != '"') ++piece->ids.num_numbers;
-    piece->id_hashes.push_back(hash_of(id));
+    row->index = static_cast<int64_t>(std::max<uint64_t>(1, hash_of(id)));
   }
   // sampling_params, or the body of a row in the OpenAI batch form.
-  static void estimate_nested(std::string_view object, RowEntry* row) {
+  static void estimate_nested(std::string_view object, Estimate* found) {
     MemberScanner scanner(object);
     Member member;
     while (scanner.next(&member)) {
       if (member.key == "max_tokens" || member.key == "max_completion_tokens") {
-        row->completion_tokens = small_number(member.value, row->completion_tokens);
+        found->completion_tokens = small_number(member.value, found->completion_tokens);
       } else if (member.key == "messages") {
-        row->prompt_tokens = estimated_text_tokens(member.value);
-        row->prefix = prefix_of(member.value);
+        found->prompt_tokens = estimated_text_tokens(member.value);
+        found->prefix = prefix_of(member.value);
       } else if (member.key == "prompt") {
-        row->prompt_tokens = estimated_tokens(member.value);
-        row->prefix = prefix_of(member.value);
+        found->prompt_tokens = estimated_tokens(member.value);
+        found->prefix = prefix_of(member.value);
       }
     }
   }
@@ -134,17 +143,15 @@ void index_piece(const File& file, const IndexOptions& options, const RowEstimat
   LineReader reader(file, piece->begin, piece->end, options.max_line_bytes);
   Line line;
   while (reader.next(&line)) {
-    RowEntry row{
-        .offset = line.offset,
-        .hash = hash_of(line.bytes),
-        .line = line.number,
-        .length = line.too_long ? RowEntry::kTooLong : static_cast<uint32_t>(line.bytes.size()),
-        .file = static_cast<uint16_t>(piece->file)};
-    if (line.too_long) {
-      row.prompt_tokens = 1;
-    } else {
-      estimator.estimate(line.bytes, &row, piece);
-    }
+    Row row;
+    row.entry.hash = hash_of(line.bytes);
+    row.entry.offset = static_cast<uint64_t>(line.offset) & RowEntry::kMaxOffset;
+    row.entry.file = static_cast<uint16_t>(piece->file);
+    row.entry.line = checked_cast<uint32_t>(line.number);
+    row.entry.length =
+        line.too_long ? RowEntry::kTooLong : static_cast<uint32_t>(line.bytes.size());
+    row.entry.prompt_tokens = 1;
+    if (!line.too_long) estimator.estimate(line.bytes, &row, piece);
     piece->rows.push_back(row);
   }
   piece->num_lines = reader.num_lines();
@@ -164,79 +171,104 @@ std::vector<Piece> cut_into_pieces(const std::vector<int64_t>& file_bytes, int64
   return pieces;
 }
 
-// Pieces are taken in order, so what is done when enough rows are found is a prefix of the input.
+// Puts pieces together in the input's order.
+class Joiner {
+ public:
+  explicit Joiner(InputIndex* index) : index_(*index) {}
+
+  void join(const Piece& piece) {
+    if (piece.file != file_) {
+      file_ = piece.file;
+      lines_before_ = 0;
+    }
+    if (lines_before_ + piece.num_lines > UINT32_MAX) {
+      throw Error(ExitCode::kUsage,
+                  fmt::format("input {}: more than {} lines; cut it in two",
+                              index_.files[static_cast<size_t>(file_)], UINT32_MAX));
+    }
+    for (Row row : piece.rows) {
+      row.entry.line += static_cast<uint32_t>(lines_before_);
+      index_.rows.push_back(row);
+    }
+    lines_before_ += piece.num_lines;
+    index_.num_lines += piece.num_lines;
+    index_.num_without_max_tokens += piece.num_without_max_tokens;
+    index_.ids.num_missing += piece.ids.num_missing;
+    index_.ids.num_numbers += piece.ids.num_numbers;
+    for (size_t i = 0; i < piece.watched_counts.size(); ++i) {
+      index_.watched_counts[i] += piece.watched_counts[i];
+    }
+  }
+
+ private:
+  InputIndex& index_;
+  int32_t file_ = 0;
+  int64_t lines_before_ = 0;
+};
+
+// A thread that is ahead waits until the pieces before its own have joined the index, so that few
+// pieces hold rows, and what is there when enough rows are found is a prefix of the input.
 void index_pieces(const std::vector<File>& files, const IndexOptions& options,
-                  std::vector<Piece>* pieces) {
-  const int64_t enough = options.limit < 0 ? INT64_MAX : options.skip + options.limit;
+                  const std::vector<Piece>& pieces, InputIndex* index) {
+  const auto enough =
+      static_cast<size_t>(options.limit < 0 ? INT64_MAX : options.skip + options.limit);
   const RowEstimator estimator(options);
-  std::atomic<size_t> next{0};
-  std::atomic<int64_t> found{0};
+  Joiner joiner(index);
+  std::mutex mutex;
+  std::condition_variable joined;
+  size_t next = 0;
+  size_t num_joined = 0;
   std::exception_ptr failure;
-  std::mutex failure_mutex;
   const auto work = [&] {
+    std::unique_lock lock(mutex);
     try {
-      while (found.load() < enough) {
-        const size_t p = next.fetch_add(1);
-        if (p >= pieces->size()) return;
-        Piece& piece = (*pieces)[p];
+      while (!failure && next < pieces.size() && index->rows.size() < enough) {
+        const size_t number = next++;
+        lock.unlock();
+        Piece piece = pieces[number];
         index_piece(files[static_cast<size_t>(piece.file)], options, estimator, &piece);
-        found.fetch_add(static_cast<int64_t>(piece.rows.size()));
+        lock.lock();
+        joined.wait(lock, [&] { return failure || num_joined == number; });
+        if (failure) return;
+        if (index->rows.size() < enough) joiner.join(piece);
+        ++num_joined;
+        joined.notify_all();
       }
     } catch (...) {
-      const std::lock_guard lock(failure_mutex);
+      if (!lock.owns_lock()) lock.lock();
       if (!failure) failure = std::current_exception();
-      found.store(INT64_MAX / 2);
+      joined.notify_all();
     }
   };
   std::vector<std::thread> threads;
   const auto num_threads = std::min<size_t>(static_cast<size_t>(std::max(1, options.threads)),
-                                            std::max<size_t>(1, pieces->size()));
+                                            std::max<size_t>(1, pieces.size()));
   for (size_t t = 1; t < num_threads; ++t) threads.emplace_back(work);
   work();
   for (std::thread& thread : threads) thread.join();
   if (failure) std::rethrow_exception(failure);
 }
 
-// Before the rows are joined, so that memory does not grow beyond theirs.
-void count_ids(std::vector<Piece>* pieces, IdCounts* ids) {
+// Counts repeated ids, whose hashes stand where the indices will; in shares of the hashes, because
+// all of them at once would be a fifth of the index.
+void count_ids(const Rows& rows, IdCounts* ids) {
+  constexpr int kShareBits = 3;
   std::vector<uint64_t> hashes;
-  for (Piece& piece : *pieces) {
-    hashes.insert(hashes.end(), piece.id_hashes.begin(), piece.id_hashes.end());
-    piece.id_hashes = {};
-    ids->num_missing += piece.ids.num_missing;
-    ids->num_numbers += piece.ids.num_numbers;
+  for (uint64_t share = 0; share < (1U << kShareBits); ++share) {
+    hashes.clear();
+    for (const Row& row : rows) {
+      const auto hash = static_cast<uint64_t>(row.index);
+      if (hash != 0 && hash >> (64 - kShareBits) == share) hashes.push_back(hash);
+    }
+    std::sort(hashes.begin(), hashes.end());
+    ids->num_ids += static_cast<int64_t>(hashes.size());
+    ids->num_repeated += hashes.end() - std::unique(hashes.begin(), hashes.end());
   }
-  ids->num_ids = static_cast<int64_t>(hashes.size());
-  std::sort(hashes.begin(), hashes.end());
-  const auto distinct = std::unique(hashes.begin(), hashes.end()) - hashes.begin();
-  ids->num_repeated = ids->num_ids - distinct;
 }
 
-// Appends the pieces' rows with lines counted per file; frees each piece as it goes.
-void join_pieces(std::vector<Piece>* pieces, InputIndex* index) {
-  size_t num_rows = 0;
-  for (const Piece& piece : *pieces) num_rows += piece.rows.size();
-  count_ids(pieces, &index->ids);
-  index->rows.reserve(num_rows);
-  int32_t file = 0;
-  int64_t lines_before = 0;
-  for (Piece& piece : *pieces) {
-    if (piece.file != file) {
-      file = piece.file;
-      lines_before = 0;
-    }
-    for (RowEntry& row : piece.rows) {
-      row.line += lines_before;
-      index->rows.push_back(row);
-    }
-    lines_before += piece.num_lines;
-    index->num_lines += piece.num_lines;
-    index->num_without_max_tokens += piece.num_without_max_tokens;
-    for (size_t i = 0; i < piece.watched_counts.size(); ++i) {
-      index->watched_counts[i] += piece.watched_counts[i];
-    }
-    piece = Piece();
-  }
+void number_rows(Rows* rows) {
+  int64_t index = 0;
+  for (Row& row : *rows) row.index = index++;
 }
 
 void apply_skip_and_limit(const IndexOptions& options, InputIndex* index) {
@@ -249,10 +281,12 @@ void apply_skip_and_limit(const IndexOptions& options, InputIndex* index) {
   index->first_row = begin;
 }
 
-uint64_t hash_of_rows(const std::vector<RowEntry>& rows) {
+uint64_t hash_of_rows(const Rows& rows) {
   XXH3_state_t* state = XXH3_createState();
   XXH3_64bits_reset(state);
-  for (const RowEntry& row : rows) XXH3_64bits_update(state, &row.hash, sizeof(row.hash));
+  for (const Row& row : rows) {
+    XXH3_64bits_update(state, &row.entry.hash, sizeof(row.entry.hash));
+  }
   const uint64_t hash = XXH3_64bits_digest(state);
   XXH3_freeState(state);
   return hash;
@@ -261,26 +295,14 @@ uint64_t hash_of_rows(const std::vector<RowEntry>& rows) {
 }  // namespace
 
 int64_t cost_of(const RowEntry& row) {
-  return int64_t{row.prompt_tokens} + kDecodeCost * int64_t{row.completion_tokens};
+  return static_cast<int64_t>(row.prompt_tokens) +
+         kDecodeCost * static_cast<int64_t>(row.completion_tokens);
 }
 
 int64_t InputIndex::bytes() const {
   int64_t sum = 0;
   for (const int64_t bytes : file_bytes) sum += bytes;
   return sum;
-}
-
-void InputIndex::keep(const std::vector<bool>& wanted) {
-  MPINFER_CHECK(wanted.size() == rows.size(), "{} wishes for {} rows", wanted.size(), rows.size());
-  std::vector<uint32_t> kept;
-  size_t count = 0;
-  for (size_t i = 0; i < rows.size(); ++i) {
-    if (!wanted[i]) continue;
-    kept.push_back(checked_cast<uint32_t>(index_of(i) - first_row));
-    rows[count++] = rows[i];
-  }
-  rows.resize(count);
-  places = std::move(kept);
 }
 
 uint64_t hash_of(std::string_view bytes) {
@@ -299,11 +321,17 @@ InputIndex build_index(const IndexOptions& options) {
   std::vector<File> files;
   for (const std::string& path : options.files) {
     files.push_back(open_input(path));
-    index.file_bytes.push_back(file_bytes(files.back()));
+    const int64_t bytes = file_bytes(files.back());
+    if (static_cast<uint64_t>(bytes) > RowEntry::kMaxOffset) {
+      throw Error(ExitCode::kUsage,
+                  fmt::format("input {}: {} bytes; the limit is {}: cut it in two", path, bytes,
+                              RowEntry::kMaxOffset));
+    }
+    index.file_bytes.push_back(bytes);
   }
-  std::vector<Piece> pieces = cut_into_pieces(index.file_bytes, options.piece_bytes);
-  index_pieces(files, options, &pieces);
-  join_pieces(&pieces, &index);
+  index_pieces(files, options, cut_into_pieces(index.file_bytes, options.piece_bytes), &index);
+  count_ids(index.rows, &index.ids);
+  number_rows(&index.rows);
   apply_skip_and_limit(options, &index);
   index.hash = hash_of_rows(index.rows);
   return index;
@@ -312,7 +340,7 @@ InputIndex build_index(const IndexOptions& options) {
 std::string read_row(const File& file, const RowEntry& row) {
   MPINFER_CHECK(row.length != RowEntry::kTooLong, "line {} is too long to be read", row.line);
   std::string line(row.length, '\0');
-  const int64_t count = read_at(file, line.data(), row.length, row.offset);
+  const int64_t count = read_at(file, line.data(), row.length, static_cast<int64_t>(row.offset));
   if (count != row.length || hash_of(line) != row.hash) {
     throw Error(
         ExitCode::kUsage,

@@ -1,9 +1,11 @@
 // The index of the input: where every row is, a hash of its bytes and what it may cost. Built on
-// rank 0 in parallel over pieces of the files, before any row is parsed; 40 bytes a row. The
-// input's identity is the hash of the row hashes in order.
+// rank 0 in parallel over pieces of the files, before any row is parsed; 40 bytes a row, and
+// nowhere a second copy: the rows of a million are a promise of memory. The input's identity is the
+// hash of the row hashes in order.
 #pragma once
 
 #include <cstdint>
+#include <deque>
 #include <string>
 #include <string_view>
 #include <vector>
@@ -16,25 +18,29 @@ namespace mpinfer::io {
 struct RowEntry {
   static constexpr uint32_t kTooLong = 0xffffffffU;
 
-  int64_t offset = 0;   // in its file
-  uint64_t hash = 0;    // XXH3 of the line (of its first 4 KiB when it is too long)
-  int64_t line = 0;     // from 1 in its file
-  uint32_t length = 0;  // bytes without the line end, or kTooLong
-  uint16_t file = 0;
-  uint16_t prefix = 0;         // of prompts that begin alike the same; 0: too short to share much
-  uint32_t prompt_tokens = 0;  // estimated
-  uint32_t completion_tokens = 0;  // max_tokens if the row says it, else the default
+  static constexpr uint64_t kMaxTokens = (1U << 24) - 1;
+  static constexpr uint64_t kMaxOffset = (uint64_t{1} << 48) - 1;
+
+  uint64_t hash = 0;         // XXH3 of the line (of its first 4 KiB when it is too long)
+  uint64_t offset : 48 = 0;  // in its file
+  uint64_t file : 16 = 0;
+  uint64_t prompt_tokens : 24 = 0;      // estimated
+  uint64_t completion_tokens : 24 = 0;  // max_tokens if the row says it, else the default
+  uint64_t prefix : 16 = 0;  // of prompts that begin alike the same; 0: too short to share much
+  uint32_t line = 0;         // from 1 in its file
+  uint32_t length = 0;       // bytes without the line end, or kTooLong
 };
-static_assert(sizeof(RowEntry) <= 48);
+static_assert(sizeof(RowEntry) == 32);
 
 // What a row is expected to cost, in units of a prefill token.
 int64_t cost_of(const RowEntry& row);
 
-struct Row {          // an entry of a replica's share
+struct Row {
   int64_t index = 0;  // counted over all files from 0, skipped rows included
   RowEntry entry;
 };
-static_assert(sizeof(Row) <= 48);
+// Grows and shrinks without a copy of the whole.
+using Rows = std::deque<Row>;
 
 struct IndexOptions {
   std::vector<std::string> files = {};
@@ -59,9 +65,7 @@ struct IdCounts {
 struct InputIndex {
   std::vector<std::string> files = {};
   std::vector<int64_t> file_bytes;
-  std::vector<RowEntry> rows;
-  // Of rows[i]: its place among the rows read. Empty: all of them are there, in order.
-  std::vector<uint32_t> places = {};
+  Rows rows;              // in order of their index
   int64_t first_row = 0;  // what was skipped
   int64_t num_lines = 0;
   uint64_t hash = 0;
@@ -70,15 +74,9 @@ struct InputIndex {
   IdCounts ids;                         // likewise
 
   int64_t bytes() const;
-  // Input index of rows[i].
-  int64_t index_of(size_t i) const {
-    return first_row + (places.empty() ? static_cast<int64_t>(i) : int64_t{places[i]});
-  }
-  // Leaves the rows for which wanted[i] is true.
-  void keep(const std::vector<bool>& wanted);
 };
 
-// Throws Error(kInputUnreadable).
+// Throws Error(kInputUnreadable), Error(kUsage).
 InputIndex build_index(const IndexOptions& options);
 
 uint64_t hash_of(std::string_view bytes);

@@ -15,7 +15,7 @@ namespace {
 constexpr size_t kHeadBytes =
     2 + 17 + 17 + 9 + 9 + 9;       // kind, row, key, tokens, length and their spaces
 constexpr size_t kTailBytes = 17;  // space and checksum
-constexpr size_t kMaxPendingBytes = size_t{64} << 20;
+constexpr size_t kMaxPendingBytes = size_t{8} << 20;
 constexpr int64_t kMaxJournalLine = int64_t{1} << 31;
 
 std::optional<uint64_t> hexadecimal(std::string_view digits) {

@@ -49,7 +49,7 @@ class JournalWriter {
   JournalWriter(const JournalWriter&) = delete;
   JournalWriter& operator=(const JournalWriter&) = delete;
 
-  // Waits while more than 64 MiB are uncommitted.
+  // Waits while more than 8 MiB are uncommitted.
   void append(RecordKind kind, int64_t row, uint64_t key, std::string_view payload,
               TokenCounts tokens = {});
   // The disk is full and the thread is trying again: admit no more.

@@ -32,12 +32,17 @@ int64_t bytes_of_file(const std::string& path) {
 }
 
 void keep_row_hashes(const std::string& path, const InputIndex& index) {
-  std::string bytes(kIndexMagic);
-  bytes.reserve(bytes.size() + index.rows.size() * sizeof(uint64_t));
-  for (const RowEntry& row : index.rows) {
-    bytes.append(reinterpret_cast<const char*>(&row.hash), sizeof(row.hash));
-  }
-  replace_file(path, bytes);
+  constexpr size_t kWindowBytes = size_t{1} << 16;
+  replace_file(path, [&](const File& file) {
+    std::string bytes(kIndexMagic);
+    for (const Row& row : index.rows) {
+      bytes.append(reinterpret_cast<const char*>(&row.entry.hash), sizeof(row.entry.hash));
+      if (bytes.size() < kWindowBytes) continue;
+      write_all(file, bytes);
+      bytes.clear();
+    }
+    write_all(file, bytes);
+  });
 }
 
 // Of utc_now()'s text; 0 for another.
@@ -140,7 +145,7 @@ std::string RunRecord::changed_row(const InputIndex& index) const {
     const int64_t bytes = num_rows * static_cast<int64_t>(sizeof(uint64_t));
     if (num_rows > 0 && read_at(file, hashes.data(), bytes, head) != bytes) return "";
     for (size_t i = 0; i < index.rows.size(); ++i) {
-      const RowEntry& row = index.rows[i];
+      const RowEntry& row = index.rows[i].entry;
       if (i < hashes.size() && row.hash == hashes[i]) continue;
       return fmt::format("the first that differs is {}:{}",
                          index.files[static_cast<size_t>(row.file)], row.line);

@@ -168,7 +168,7 @@ std::vector<std::string> settle(const std::vector<std::string>& claims,
     for (size_t i = 0; i < list.size(); ++i) {
       const Claim& claim = list[i];
       if (options.fingerprint != 0 &&
-          claim.key != record_key(index->rows[claim.row].hash, options.fingerprint)) {
+          claim.key != record_key(index->rows[claim.row].entry.hash, options.fingerprint)) {
         continue;
       }
       const std::tuple<bool, int32_t> merit{claim.kind == 'A', claim.attempt};
@@ -216,7 +216,7 @@ UnfinishedRows gather_unfinished(const comm::HostComm& leaders, const Scan& mine
       const auto size = static_cast<size_t>(list[at + 2]);
       const auto place = static_cast<size_t>(row - options.first_row);
       const bool ours = options.fingerprint == 0 ||
-                        key == record_key(index->rows[place].hash, options.fingerprint);
+                        key == record_key(index->rows[place].entry.hash, options.fingerprint);
       if (!done[place] && ours && size > rows[row].size()) {
         rows[row].assign(list.begin() + static_cast<std::ptrdiff_t>(at + 3),
                          list.begin() + static_cast<std::ptrdiff_t>(at + 3 + size));

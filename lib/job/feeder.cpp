@@ -4,7 +4,7 @@
 
 namespace mpinfer::job {
 
-Feeder::Feeder(const FeederOptions& options, const std::vector<io::Row>& rows,
+Feeder::Feeder(const FeederOptions& options, const io::Rows& rows,
                std::function<NextRange()> next_range, const io::InputLines& input,
                const RequestBuilder& builder, ResultWriter& results, FeederCallbacks callbacks)
     : options_(options),

@@ -55,9 +55,9 @@ struct FeederCallbacks {
 class Feeder : public engine::RequestSource {
  public:
   // next_range: called on the main thread when few rows are left. Everything is borrowed.
-  Feeder(const FeederOptions& options, const std::vector<io::Row>& rows,
-         std::function<NextRange()> next_range, const io::InputLines& input,
-         const RequestBuilder& builder, ResultWriter& results, FeederCallbacks callbacks);
+  Feeder(const FeederOptions& options, const io::Rows& rows, std::function<NextRange()> next_range,
+         const io::InputLines& input, const RequestBuilder& builder, ResultWriter& results,
+         FeederCallbacks callbacks);
   ~Feeder() override;
 
   Pull pull(int32_t limit) override;
@@ -71,7 +71,7 @@ class Feeder : public engine::RequestSource {
   std::optional<Request> prepare(const io::Row& row);
 
   FeederOptions options_;
-  const std::vector<io::Row>& rows_;
+  const io::Rows& rows_;
   std::function<NextRange()> next_range_;
   const io::InputLines& input_;
   const RequestBuilder& builder_;

@@ -10,6 +10,7 @@
 
 #include "lib/core/error.h"
 #include "lib/core/log.h"
+#include "lib/core/memory.h"
 #include "lib/io/spool.h"
 #include "lib/job/json_text.h"
 
@@ -41,9 +42,9 @@ InputSummary summary_of(const io::InputIndex& index) {
   if (index.rows.empty()) return summary;
   double prompt = 0.0;
   double completion = 0.0;
-  for (const io::RowEntry& row : index.rows) {
-    prompt += row.prompt_tokens;
-    completion += row.completion_tokens;
+  for (const io::Row& row : index.rows) {
+    prompt += static_cast<double>(row.entry.prompt_tokens);
+    completion += static_cast<double>(row.entry.completion_tokens);
   }
   summary.mean_prompt_tokens = prompt / static_cast<double>(index.rows.size());
   summary.mean_completion_tokens = completion / static_cast<double>(index.rows.size());
@@ -129,9 +130,9 @@ void Session::index_input(const std::string& prompt_field, int64_t default_max_t
   file_bytes_ = index_.file_bytes;
   watched_counts_ = index_.watched_counts;
   first_row_ = index_.first_row;
-  if (!index_.rows.empty() && index_.rows[0].length != io::RowEntry::kTooLong) {
-    const auto file = static_cast<size_t>(index_.rows[0].file);
-    first_line_ = io::read_row(io::open_input(options_.input[file]), index_.rows[0]);
+  if (!index_.rows.empty() && index_.rows[0].entry.length != io::RowEntry::kTooLong) {
+    const auto file = static_cast<size_t>(index_.rows[0].entry.file);
+    first_line_ = io::read_row(io::open_input(options_.input[file]), index_.rows[0].entry);
   }
   warn_of_near_misses("are not read");
   warn_of_ids(index_.ids);
@@ -190,12 +191,13 @@ io::Opening Session::open(const comm::HostComm& world,
   return opening_;
 }
 
-// owner of each row of the index, by the policy over num_replicas.
-std::vector<int32_t> Session::deal(int32_t num_replicas) const {
+// owner of each row of the index, by the policy over num_replicas; may put the rows in another
+// order.
+std::vector<int32_t> Session::deal(int32_t num_replicas) {
   if (options_.partition == io::PartitionPolicy::kContiguous) {
     return io::deal_contiguous(static_cast<int64_t>(index_.rows.size()), num_replicas);
   }
-  return io::deal_balanced(index_.rows, num_replicas);
+  return io::deal_balanced(&index_.rows, num_replicas);
 }
 
 // Rank 0: leaves in the index the rows that are to be done, and says whose they are (empty:
@@ -203,31 +205,29 @@ std::vector<int32_t> Session::deal(int32_t num_replicas) const {
 // what is left is dealt, to the replicas there are now.
 std::vector<int32_t> Session::choose_rows(int dp) {
   const bool fixed = options_.num_shards > 1 || !replica_sampling_.empty();
+  io::Rows& rows = index_.rows;
+  const auto done = [this](const io::Row& row) {
+    return earlier_.done[static_cast<size_t>(row.index - first_row_)];
+  };
   std::vector<int32_t> owner;
-  std::vector<bool> wanted(index_.rows.size(), true);
   if (fixed) {
     owner = deal(options_.num_shards * dp);
     const int32_t first = options_.shard * dp;
-    for (size_t i = 0; i < wanted.size(); ++i) {
-      wanted[i] = owner[i] >= first && owner[i] < first + dp;
-      owner[i] -= first;
+    size_t kept = 0;
+    for (size_t i = 0; i < rows.size(); ++i) {
+      if (owner[i] < first || owner[i] >= first + dp) continue;
+      ++num_rows_here_;
+      if (done(rows[i])) continue;
+      owner[kept] = owner[i] - first;
+      rows[kept++] = rows[i];
     }
-    num_rows_here_ = std::count(wanted.begin(), wanted.end(), true);
+    rows.resize(kept);
+    owner.resize(kept);
   } else {
-    num_rows_here_ = static_cast<int64_t>(wanted.size());
-  }
-  for (size_t i = 0; i < wanted.size(); ++i) {
-    if (earlier_.done[i]) wanted[i] = false;
+    num_rows_here_ = static_cast<int64_t>(rows.size());
+    std::erase_if(rows, done);
   }
   earlier_.done = std::vector<bool>();
-  if (std::find(wanted.begin(), wanted.end(), false) != wanted.end()) {
-    index_.keep(wanted);
-    size_t count = 0;
-    for (size_t i = 0; fixed && i < wanted.size(); ++i) {
-      if (wanted[i]) owner[count++] = owner[i];
-    }
-    owner.resize(count);
-  }
   if (options_.partition == io::PartitionPolicy::kDynamic) return {};
   return fixed ? owner : deal(dp);
 }
@@ -251,22 +251,21 @@ void Session::distribute(const comm::Mesh& mesh) {
     take_unfinished(owner);
     const bool dynamic = options_.partition == io::PartitionPolicy::kDynamic;
     if (dynamic) {
-      io::GuidedBlocks blocks;
-      if (root) blocks = io::guided_blocks(index_.rows, mesh.layout.dp);
-      io::OrderedBlocks ordered =
-          io::broadcast_blocks(mesh.leaders, root ? &index_ : nullptr, root ? &blocks : nullptr);
-      rows_ = std::move(ordered.rows);
-      starts_ = std::move(ordered.starts);
+      rows_ = std::move(index_.rows);
+      if (root) starts_ = io::guided_blocks(&rows_, mesh.layout.dp);
+      io::broadcast_blocks(mesh.leaders, &rows_, &starts_);
       counter_ = std::make_unique<comm::SharedCounter>(mesh.leaders, 0);
       next_block_ = mesh.at.dp;
     } else {
-      rows_ = io::scatter_rows(mesh.leaders, root ? &index_ : nullptr, &owner);
+      rows_ = io::scatter_rows(mesh.leaders, std::move(index_.rows), owner);
       next_block_ = rows_.empty() ? -1 : 0;
     }
     if (options_.partition == io::PartitionPolicy::kBalanced) {
       io::order_for_admission(&rows_);
     }
     index_ = io::InputIndex();
+    owner = {};
+    return_free_memory();
     lines_ = std::make_unique<io::InputLines>(mesh.leaders, options_.input, file_bytes_, &rows_,
                                               int64_t{32} << 20, root || !only_root_reads_);
     lines_->set_names(input_names_);
@@ -314,7 +313,7 @@ void Session::take_unfinished(const std::vector<int32_t>& owner) {
   std::vector<nlohmann::json> parts(static_cast<size_t>(leaders.size()), nlohmann::json::array());
   if (leaders.rank() == 0) {
     for (size_t i = 0; i < index_.rows.size() && !earlier_.unfinished.empty(); ++i) {
-      const auto found = earlier_.unfinished.find(index_.index_of(i));
+      const auto found = earlier_.unfinished.find(index_.rows[i].index);
       if (found == earlier_.unfinished.end()) continue;
       found->second.pop_back();
       const nlohmann::json entry = {found->first, found->second};

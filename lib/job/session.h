@@ -117,7 +117,7 @@ class Session {
   void spool_inputs();
   void index_input(const std::string& prompt_field, int64_t default_max_tokens);
   void warn_of_near_misses(const char* when) const;
-  std::vector<int32_t> deal(int32_t num_replicas) const;
+  std::vector<int32_t> deal(int32_t num_replicas);
   std::vector<int32_t> choose_rows(int dp);
   void take_unfinished(const std::vector<int32_t>& owner);
   void open_journal();
@@ -156,7 +156,7 @@ class Session {
   int64_t num_rows_here_ = 0;  // of all replicas, earlier results included
   EarlierResults earlier_;
   UnfinishedRows begun_;
-  std::vector<io::Row> rows_;
+  io::Rows rows_;
   std::vector<int64_t> starts_;  // dynamic: blocks
   std::unique_ptr<comm::SharedCounter> counter_;
   int64_t next_block_ = -1;         // -1: none left

@@ -5,6 +5,7 @@
 #include "lib/core/error.h"
 #include "lib/core/fault_point.h"
 #include "lib/core/log.h"
+#include "lib/core/memory.h"
 #include "lib/job/output.h"
 #include "lib/job/session.h"
 #include "lib/job/stop_strings.h"
@@ -95,7 +96,8 @@ engine::EngineStats Session::generate(engine::Generator& engine, const BuilderOp
   report_progress(&engine, /*last=*/true);
   feeder_.reset();
   results_.reset();
-  rows_ = std::vector<io::Row>();
+  rows_ = io::Rows();
+  return_free_memory();
   return stats;
 }
 
@@ -210,6 +212,7 @@ std::vector<io::StoredResult> Session::stored_results(std::vector<io::File>* jou
   journals->push_back(journal_->close());
   journal_.reset();
   const auto number = static_cast<uint32_t>(journals->size() - 1);
+  results.reserve(results.size() + static_cast<size_t>(counts_.num_answered + counts_.num_failed));
   io::scan_journal(journals->back(), [&](const io::JournalRecord& record,
                                          std::string_view /*payload*/) {
     if (record.kind == io::RecordKind::kPartial) return;

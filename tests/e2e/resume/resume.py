@@ -377,12 +377,12 @@ def check_kills(work):
     killed, completed = {}, 0
     layouts = ((0, ()), (2, ("-dp", 2)), (3, ("-dp", 3)), (4, ("-dp", 2, "-pp", 2)), (4, ("-dp", 4, "--partition", "dynamic")),
                (2, ("-tp", 2)), (2, ("-dp", 2, "--partition", "contiguous")))
-    most = {"turn": 60, "commit-write": 4, "commit-sync": 4, "gather": 1, "before-rename": 1, "after-rename": 1}
+    most = {"turn": 30, "commit-write": 4, "commit-sync": 4, "gather": 1, "before-rename": 1, "after-rename": 1}
     while sum(killed.values()) < number:
         ranks, arguments = generator.choice(layouts)
         environment = {"MPINFER_SIMULATED_STEP_US": str(generator.choice((0, 200, 1000))),
                        "OMPI_MCA_odls_base_sigkill_timeout": str(generator.choice((0, 0, 0, 1)))}
-        place = generator.choice(("time", "time", *most))
+        place = generator.choice(("time", "time", "turn", "commit-write", "commit-sync", *most))
         # Only rank 0 renames.
         victim = 0 if place.endswith("rename") else generator.randrange(max(1, ranks))
         if place != "time":

@@ -169,7 +169,7 @@ TEST_CASE("mutated JSONL") {
                                        .vocab_size = 259},
                                       tokenizer.get());
     const io::File file = io::open_input(path);
-    for (const io::RowEntry& row : index.rows) {
+    for (const auto& [place, row] : index.rows) {
       ++num_rows;
       if (row.length != io::RowEntry::kTooLong) try_row(io::read_row(file, row), row, builder);
     }

@@ -23,8 +23,8 @@ io::InputIndex sample_index(int64_t num_rows) {
   io::InputIndex index;
   index.first_row = kFirst;
   for (int64_t i = 0; i < num_rows; ++i) {
-    io::RowEntry row;
-    row.hash = static_cast<uint64_t>(i) * 1000003U;
+    io::Row row{.index = kFirst + i, .entry = {}};
+    row.entry.hash = static_cast<uint64_t>(i) * 1000003U;
     index.rows.push_back(row);
   }
   return index;

@@ -1,6 +1,7 @@
 // Rows out and results back over real ranks, with windows and rounds of a few bytes.
 #include "lib/io/exchange.h"
 
+#include <algorithm>
 #include <random>
 #include <set>
 
@@ -21,9 +22,9 @@ InputIndex sample_index(int64_t num_rows) {
   InputIndex index;
   index.first_row = 100;
   for (int64_t i = 0; i < num_rows; ++i) {
-    RowEntry row;
-    row.offset = i * 10;
-    row.prompt_tokens = static_cast<uint32_t>(i * 7919 % 101);
+    Row row{.index = 100 + i, .entry = {}};
+    row.entry.offset = static_cast<uint32_t>(i * 10);
+    row.entry.prompt_tokens = static_cast<uint8_t>(i * 7919 % 101);
     index.rows.push_back(row);
   }
   return index;
@@ -58,19 +59,18 @@ std::vector<StoredResult> results_of(const File& journal) {
 TEST_CASE("every leader gets its rows, in order, in windows of any size") {
   const comm::HostComm world = comm::HostComm::world();
   for (const int64_t num_rows : {0, 1, 3, 50}) {
-    const InputIndex index = sample_index(num_rows);
-    const auto owner = deal_balanced(index.rows, world.size());
+    Rows all = sample_index(num_rows).rows;
+    const auto owner = deal_balanced(&all, world.size());
     for (const int64_t window : {1, 7, 1000}) {
-      const bool root = world.rank() == 0;
-      const auto rows =
-          scatter_rows(world, root ? &index : nullptr, root ? &owner : nullptr, window);
+      const auto rows = scatter_rows(world, world.rank() == 0 ? all : Rows(), owner, window);
       int64_t expected = 0;
       for (const int32_t replica : owner) expected += replica == world.rank() ? 1 : 0;
       CHECK(static_cast<int64_t>(rows.size()) == expected);
       for (size_t i = 0; i < rows.size(); ++i) {
-        CHECK(rows[i].entry.offset == (rows[i].index - 100) * 10);
-        CHECK(owner[static_cast<size_t>(rows[i].index - 100)] == world.rank());
-        if (i > 0) CHECK(rows[i].index > rows[i - 1].index);
+        CHECK(static_cast<int64_t>(rows[i].entry.offset) == (rows[i].index - 100) * 10);
+        const auto place = std::find_if(all.begin(), all.end(),
+                                        [&](const Row& row) { return row.index == rows[i].index; });
+        CHECK(owner[static_cast<size_t>(place - all.begin())] == world.rank());
       }
       CHECK(world.all_reduce_sum(static_cast<int64_t>(rows.size())) == num_rows);
     }
@@ -79,23 +79,21 @@ TEST_CASE("every leader gets its rows, in order, in windows of any size") {
 
 TEST_CASE("blocks are the same everywhere") {
   const comm::HostComm world = comm::HostComm::world();
-  const InputIndex index = sample_index(70);
-  const GuidedBlocks blocks = guided_blocks(index.rows, world.size());
+  Rows expected = sample_index(70).rows;
+  const std::vector<int64_t> expected_starts = guided_blocks(&expected, world.size());
   const bool root = world.rank() == 0;
-  const OrderedBlocks ordered =
-      broadcast_blocks(world, root ? &index : nullptr, root ? &blocks : nullptr);
-  CHECK(ordered.starts == blocks.starts);
-  REQUIRE(ordered.rows.size() == 70);
-  for (size_t i = 0; i < ordered.rows.size(); ++i) {
-    CHECK(ordered.rows[i].index == 100 + blocks.order[i]);
-  }
+  Rows rows = root ? expected : Rows();
+  std::vector<int64_t> starts = root ? expected_starts : std::vector<int64_t>();
+  broadcast_blocks(world, &rows, &starts);
+  CHECK(starts == expected_starts);
+  REQUIRE(rows.size() == 70);
+  for (size_t i = 0; i < rows.size(); ++i) CHECK(rows[i].index == expected[i].index);
 }
 
 TEST_CASE("blocks taken from the counter cover every row once") {
   const comm::HostComm world = comm::HostComm::world();
-  const InputIndex index = sample_index(300);
-  const GuidedBlocks blocks = guided_blocks(index.rows, world.size());
-  const auto num_blocks = static_cast<int64_t>(blocks.starts.size()) - 1;
+  Rows rows = sample_index(300).rows;
+  const auto num_blocks = static_cast<int64_t>(guided_blocks(&rows, world.size()).size()) - 1;
   std::string mine;
   {
     comm::SharedCounter counter(world, 0);
@@ -161,7 +159,7 @@ TEST_CASE("a leader that does not see the input gets its lines from rank 0") {
   std::vector<int32_t> owner = deal_contiguous(40, world.size());
   for (const int64_t round_bytes : {1, 50, 100000}) {
     const bool root = world.rank() == 0;
-    auto rows = scatter_rows(world, root ? &index : nullptr, root ? &owner : nullptr);
+    auto rows = scatter_rows(world, root ? index.rows : Rows(), owner);
     const bool can_read = world.rank() % 2 == 0;
     const InputLines lines(world, {can_read ? path : std::string("/nowhere")}, index.file_bytes,
                            &rows, round_bytes, can_read);
@@ -177,7 +175,7 @@ TEST_CASE("an input of another size on one rank is refused") {
   const comm::HostComm alone;
   const TemporaryDirectory directory;
   const std::string path = write_text(directory / "in", "{}\n");
-  std::vector<Row> rows;
+  Rows rows;
   CHECK_THROWS_AS(InputLines(alone, {path}, {4}, &rows), Error);
 }
 

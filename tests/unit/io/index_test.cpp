@@ -20,11 +20,11 @@ TEST_CASE("rows of several files, with lines counted in each") {
                                        write_text(directory / "c", "\n[]\nnot json")}};
   const InputIndex index = build_index(options);
   REQUIRE(index.rows.size() == 4);
-  CHECK(index.rows[1].line == 3);
-  CHECK(index.rows[2].file == 2);
-  CHECK(index.rows[2].line == 2);
-  CHECK(index.rows[3].line == 3);
-  CHECK(index.rows[3].length == 8);
+  CHECK(index.rows[1].entry.line == 3);
+  CHECK(index.rows[2].entry.file == 2);
+  CHECK(index.rows[2].entry.line == 2);
+  CHECK(index.rows[3].entry.line == 3);
+  CHECK(index.rows[3].entry.length == 8);
   CHECK(index.num_lines == 6);
 }
 
@@ -46,9 +46,10 @@ TEST_CASE("pieces and threads change nothing") {
     CHECK(other.num_lines == one.num_lines);
     REQUIRE(other.rows.size() == one.rows.size());
     for (size_t i = 0; i < one.rows.size(); ++i) {
-      CHECK(other.rows[i].offset == one.rows[i].offset);
-      CHECK(other.rows[i].line == one.rows[i].line);
-      CHECK(other.rows[i].file == one.rows[i].file);
+      CHECK(other.rows[i].entry.offset == one.rows[i].entry.offset);
+      CHECK(other.rows[i].entry.line == one.rows[i].entry.line);
+      CHECK(other.rows[i].entry.file == one.rows[i].entry.file);
+      CHECK(other.rows[i].index == static_cast<int64_t>(i));
     }
   }
 }
@@ -65,13 +66,13 @@ TEST_CASE("estimates come from the prompt, the ids and max_tokens wherever they 
 )")},
       .default_completion_tokens = 100};
   const auto rows = build_index(options).rows;
-  CHECK(rows[0].prompt_tokens == 11);
-  CHECK(rows[0].completion_tokens == 100);
-  CHECK(rows[1].prompt_tokens == 7);
-  CHECK(rows[1].completion_tokens == 9);
-  CHECK(rows[2].completion_tokens == 77);
-  CHECK(rows[3].completion_tokens == 100);
-  CHECK(rows[4].completion_tokens == 100);
+  CHECK(rows[0].entry.prompt_tokens == 11);
+  CHECK(rows[0].entry.completion_tokens == 100);
+  CHECK(rows[1].entry.prompt_tokens == 7);
+  CHECK(rows[1].entry.completion_tokens == 9);
+  CHECK(rows[2].entry.completion_tokens == 77);
+  CHECK(rows[3].entry.completion_tokens == 100);
+  CHECK(rows[4].entry.completion_tokens == 100);
 }
 
 TEST_CASE("skip and limit keep the rows' own indices") {
@@ -83,7 +84,9 @@ TEST_CASE("skip and limit keep the rows' own indices") {
   const InputIndex some = build_index(options);
   CHECK(some.first_row == 10);
   REQUIRE(some.rows.size() == 5);
-  CHECK(some.rows[0].line == 11);
+  CHECK(some.rows[0].entry.line == 11);
+  CHECK(some.rows[0].index == 10);
+  CHECK(some.rows[4].index == 14);
   options.skip = 98;
   CHECK(build_index(options).rows.size() == 2);
   options.skip = 1000;
@@ -129,11 +132,11 @@ TEST_CASE("a line that changed after it was indexed is refused with its number")
   const std::string path = write_text(directory / "a", "{\"a\":1}\n{\"a\":2}\n");
   const InputIndex index = build_index({.files = {path}});
   const File file = open_input(path);
-  CHECK(read_row(file, index.rows[1]) == "{\"a\":2}");
+  CHECK(read_row(file, index.rows[1].entry) == "{\"a\":2}");
   for (const char* changed : {"{\"a\":1}\n{\"a\":3}\n", "{\"a\":1}\n{\"a\"", ""}) {
     write_text(path, changed);
     try {
-      read_row(open_input(path), index.rows[1]);
+      read_row(open_input(path), index.rows[1].entry);
       FAIL("read a changed line");
     } catch (const Error& error) {
       CHECK(error.exit_code() == ExitCode::kUsage);
@@ -148,8 +151,8 @@ TEST_CASE("a too long line is a row of its own") {
       build_index({.files = {write_text(directory / "a", "{}\n" + std::string(9000, 'x') + "\n{}")},
                    .max_line_bytes = 5000});
   REQUIRE(index.rows.size() == 3);
-  CHECK(index.rows[1].length == RowEntry::kTooLong);
-  CHECK(index.rows[2].line == 3);
+  CHECK(index.rows[1].entry.length == RowEntry::kTooLong);
+  CHECK(index.rows[2].entry.line == 3);
 }
 
 TEST_CASE(
@@ -165,11 +168,11 @@ TEST_CASE(
                      "3\",\"max_completion_tokens\":9}}\n{\"messages\":[\"" + head + "\"]}\n");
   const InputIndex index = build_index({.files = {path}});
   REQUIRE(index.rows.size() == 6);
-  CHECK(index.rows[0].prefix != 0);
-  CHECK(index.rows[1].prefix == index.rows[0].prefix);
-  CHECK(index.rows[2].prefix != index.rows[0].prefix);
-  CHECK(index.rows[3].prefix == 0);
-  CHECK(index.rows[4].prefix == index.rows[0].prefix);
-  CHECK(index.rows[4].completion_tokens == 9);
-  CHECK(index.rows[5].prefix != 0);
+  CHECK(index.rows[0].entry.prefix != 0);
+  CHECK(index.rows[1].entry.prefix == index.rows[0].entry.prefix);
+  CHECK(index.rows[2].entry.prefix != index.rows[0].entry.prefix);
+  CHECK(index.rows[3].entry.prefix == 0);
+  CHECK(index.rows[4].entry.prefix == index.rows[0].entry.prefix);
+  CHECK(index.rows[4].entry.completion_tokens == 9);
+  CHECK(index.rows[5].entry.prefix != 0);
 }

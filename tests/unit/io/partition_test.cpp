@@ -13,13 +13,24 @@ using namespace mpinfer::io;
 
 namespace {
 
-std::vector<RowEntry> random_rows(std::mt19937& random, size_t count) {
-  std::vector<RowEntry> rows(count);
-  for (RowEntry& row : rows) {
-    row.prompt_tokens = static_cast<uint32_t>(1 + random() % 1000);
-    row.completion_tokens = static_cast<uint32_t>(random() % 10 == 0 ? 2000 : 1 + random() % 50);
+Rows random_rows(std::mt19937& random, size_t count) {
+  Rows rows(count);
+  for (size_t i = 0; i < count; ++i) {
+    rows[i].index = static_cast<int64_t>(i);
+    rows[i].entry.prompt_tokens = (1 + random() % 1000) & RowEntry::kMaxTokens;
+    rows[i].entry.completion_tokens =
+        (random() % 10 == 0 ? 2000 : 1 + random() % 50) & RowEntry::kMaxTokens;
   }
   return rows;
+}
+
+void check_costliest_first(const Rows& rows) {
+  std::set<int64_t> seen;
+  for (size_t i = 0; i < rows.size(); ++i) {
+    seen.insert(rows[i].index);
+    if (i > 0) CHECK(cost_of(rows[i - 1].entry) >= cost_of(rows[i].entry));
+  }
+  CHECK(seen.size() == rows.size());
 }
 
 std::vector<int64_t> counts_of(const std::vector<int32_t>& owner, int32_t replicas) {
@@ -33,9 +44,10 @@ std::vector<int64_t> counts_of(const std::vector<int32_t>& owner, int32_t replic
 TEST_CASE("balanced: counts differ by at most one and costs are near each other") {
   std::mt19937 random(3);
   for (int round = 0; round < 300; ++round) {
-    const auto rows = random_rows(random, random() % 200);
+    Rows rows = random_rows(random, random() % 200);
     const auto replicas = static_cast<int32_t>(1 + random() % 17);
-    const auto owner = deal_balanced(rows, replicas);
+    const auto owner = deal_balanced(&rows, replicas);
+    check_costliest_first(rows);
     REQUIRE(owner.size() == rows.size());
     const auto counts = counts_of(owner, replicas);
     const auto [least, most] = std::minmax_element(counts.begin(), counts.end());
@@ -43,8 +55,8 @@ TEST_CASE("balanced: counts differ by at most one and costs are near each other"
     std::vector<int64_t> load(static_cast<size_t>(replicas), 0);
     int64_t largest = 0;
     for (size_t i = 0; i < rows.size(); ++i) {
-      load[static_cast<size_t>(owner[i])] += cost_of(rows[i]);
-      largest = std::max(largest, cost_of(rows[i]));
+      load[static_cast<size_t>(owner[i])] += cost_of(rows[i].entry);
+      largest = std::max(largest, cost_of(rows[i].entry));
     }
     const auto [lightest, heaviest] = std::minmax_element(load.begin(), load.end());
     CHECK(*heaviest - *lightest <= largest);
@@ -70,29 +82,25 @@ TEST_CASE("contiguous: blocks in order, the remainder to the first") {
 TEST_CASE("guided blocks: every row once, longest first, blocks shrink, none starves") {
   std::mt19937 random(5);
   for (int round = 0; round < 300; ++round) {
-    const auto rows = random_rows(random, random() % 300);
+    Rows rows = random_rows(random, random() % 300);
     const auto replicas = static_cast<int32_t>(1 + random() % 9);
-    const GuidedBlocks blocks = guided_blocks(rows, replicas);
-    CHECK(std::set<uint32_t>(blocks.order.begin(), blocks.order.end()).size() == rows.size());
-    CHECK(blocks.order.size() == rows.size());
-    for (size_t i = 1; i < blocks.order.size(); ++i) {
-      CHECK(cost_of(rows[blocks.order[i - 1]]) >= cost_of(rows[blocks.order[i]]));
-    }
-    REQUIRE(blocks.starts.front() == 0);
-    REQUIRE(blocks.starts.back() == static_cast<int64_t>(rows.size()));
-    for (size_t b = 1; b < blocks.starts.size(); ++b)
-      CHECK(blocks.starts[b] > blocks.starts[b - 1]);
-    const auto num_blocks = static_cast<int64_t>(blocks.starts.size()) - 1;
+    const std::vector<int64_t> starts = guided_blocks(&rows, replicas);
+    check_costliest_first(rows);
+    REQUIRE(starts.front() == 0);
+    REQUIRE(starts.back() == static_cast<int64_t>(rows.size()));
+    for (size_t b = 1; b < starts.size(); ++b) CHECK(starts[b] > starts[b - 1]);
+    const auto num_blocks = static_cast<int64_t>(starts.size()) - 1;
     CHECK(num_blocks >= std::min<int64_t>(replicas, static_cast<int64_t>(rows.size())));
   }
 }
 
 TEST_CASE("one row more costly than all others does not drag others into its block") {
-  std::vector<RowEntry> rows(100, RowEntry{.prompt_tokens = 1, .completion_tokens = 1});
-  rows[42].completion_tokens = 1000000;
-  const GuidedBlocks blocks = guided_blocks(rows, 4);
-  CHECK(blocks.order[0] == 42);
-  CHECK(blocks.starts[1] == 1);
+  std::mt19937 random(7);
+  Rows rows = random_rows(random, 100);
+  rows[42].entry.completion_tokens = 1000000;
+  const std::vector<int64_t> starts = guided_blocks(&rows, 4);
+  CHECK(rows[0].index == 42);
+  CHECK(starts[1] == 1);
 }
 
 TEST_CASE("an unknown policy is refused with the ones there are") {
@@ -101,8 +109,8 @@ TEST_CASE("an unknown policy is refused with the ones there are") {
 }
 
 TEST_CASE("rows that begin alike are admitted together, at the place of the costliest") {
-  std::vector<Row> rows;
-  const auto add = [&](uint32_t tokens, uint16_t prefix) {
+  Rows rows;
+  const auto add = [&](uint8_t tokens, uint16_t prefix) {
     Row row;
     row.index = static_cast<int64_t>(rows.size());
     row.entry.prompt_tokens = tokens;

@@ -23,8 +23,7 @@ struct Road {
   explicit Road(const std::string& text, FeederOptions feeder_options = {}, int64_t block = 0)
       : path(write_text(directory / "in.jsonl", text)) {
     const io::InputIndex index = io::build_index({.files = {path}});
-    for (size_t i = 0; i < index.rows.size(); ++i)
-      rows.push_back({static_cast<int64_t>(i), index.rows[i]});
+    rows = index.rows;
     lines = std::make_unique<io::InputLines>(comm::HostComm(), std::vector<std::string>{path},
                                              index.file_bytes, &rows);
     journal = std::make_unique<io::JournalWriter>(io::make_anonymous_file(),
@@ -60,7 +59,7 @@ struct Road {
   TemporaryDirectory directory;
   std::string path;
   std::unique_ptr<text::Tokenizer> tokenizer = tests::byte_tokenizer();
-  std::vector<io::Row> rows;
+  io::Rows rows;
   int64_t next_begin = 0;
   std::unique_ptr<io::InputLines> lines;
   std::unique_ptr<io::JournalWriter> journal;
