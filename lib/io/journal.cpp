@@ -7,6 +7,7 @@
 #include "lib/core/error.h"
 #include "lib/core/fault_point.h"
 #include "lib/core/log.h"
+#include "lib/core/thread_name.h"
 #include "lib/io/index.h"
 
 namespace mpinfer::io {
@@ -109,6 +110,7 @@ void JournalWriter::write_group(std::string_view group) {
 }
 
 void JournalWriter::work() {
+  name_this_thread("journal");
   std::unique_lock lock(mutex_);
   while (true) {
     const auto due = [this] {

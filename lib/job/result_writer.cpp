@@ -1,6 +1,7 @@
 #include "lib/job/result_writer.h"
 
 #include "lib/core/error.h"
+#include "lib/core/thread_name.h"
 #include "lib/job/earlier_results.h"
 #include "lib/job/stop_strings.h"
 
@@ -86,6 +87,7 @@ void ResultWriter::refused(const io::Row& row, std::string_view line, const RowE
 }
 
 void ResultWriter::work() {
+  name_this_thread("results");
   std::unique_lock lock(mutex_);
   while (true) {
     changed_.wait(lock, [this] { return stop_ || !queue_.empty(); });
