@@ -178,10 +178,14 @@ def check_read_only_tmp(work):
         shutil.copy(work.binary, binary)
         shutil.copytree(resume.MODEL, place / "model")
         command[0], command[command.index(resume.MODEL)] = str(binary), str(place / "model")
-        done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *command], cwd=place, capture_output=True,
-                              timeout=60, env=resume.clean_environment())
-        expect(done.returncode == 3 and (place / "out.jsonl").read_bytes() == reference,
-               f"/tmp read-only: exit code {done.returncode}\n{done.stderr.decode(errors='replace')}")
+        # mpirun makes a directory of its own before a rank starts, where TMPDIR says.
+        for launcher, environment in (([], {}), (["mpirun", "-n", "2", "--oversubscribe"], {"TMPDIR": str(place)})):
+            done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *launcher, *command], cwd=place, capture_output=True,
+                                  timeout=60, env={**resume.clean_environment(), **resume.ENVIRONMENT, **environment})
+            expect(done.returncode == 3 and (place / "out.jsonl").read_bytes() == reference,
+                   f"/tmp read-only {launcher}: exit code {done.returncode}\n{done.stderr.decode(errors='replace')}")
+            shutil.rmtree(place / "out.jsonl.run")
+            (place / "out.jsonl").unlink()
     finally:
         shutil.rmtree(place)
 
