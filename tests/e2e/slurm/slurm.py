@@ -133,7 +133,25 @@ def check_chain(cluster, work, binary, _):
     expect(refused.returncode == 2 and "COUNT" in refused.stderr, refused.stderr)
 
 
+def check_limit(cluster, work, binary, simulated):
+    """The job's own time limit, and nobody's hand: Slurm's USR1, 75, back in the queue, as often as it takes. Limits are minutes
+    and Slurm's USR1 may come up to a minute early, hence not among the tests: scripts/bench/slurm_limit."""
+    work.binary = simulated
+    work.write_rows([row for row in rows(1500, longest=100) if "top_p" not in row])
+    reference = work.reference()
+    job = Job(cluster, work, "mpirun.sbatch", *small("mpirun.sbatch"), "--time=1", "--signal=B:USR1@30", binary=simulated,
+              ARGS="-dp 2 --max-num-seqs 8 --stop-before 0.2s", MPINFER_SIMULATED_STEP_US="10000")
+    job.wait("the job's end", lambda: job.state() in ENDED, 400)
+    found = cluster.job(job.id)
+    expect(found["ExitCode"] == "0:0" and int(found["Restarts"]) >= 1, f"{found}\n{job.log()}")
+    expect(job.log().count("ended with 75: requeue") == int(found["Restarts"]), job.log())
+    work.check(reference)
+    attempts = work.manifest()["attempts"]
+    print("      starts ended with rows done: " + ", ".join(f"{a['exit_code']} with {a['rows_after']}" for a in attempts), flush=True)
+
+
 GROUPS = {"syntax": check_syntax, "mpirun": check_mpirun, "srun": check_srun, "array": check_array, "chain": check_chain}
+SLOW = {"limit": check_limit}  # only when asked for
 
 
 def main():
@@ -150,7 +168,7 @@ def main():
             for name in options.groups or GROUPS:
                 with tempfile.TemporaryDirectory(prefix="mpinfer-slurm-job-") as work_folder:
                     try:
-                        GROUPS[name](cluster, Work(binary, work_folder), binary, simulated)
+                        {**GROUPS, **SLOW}[name](cluster, Work(binary, work_folder), binary, simulated)
                         print(f"ok    {name}", flush=True)
                     except Failure as failure:
                         failed += 1
