@@ -132,8 +132,16 @@ std::string overwrite_command(const Options& options) {
   return options.overwrite ? command : command + " --overwrite";
 }
 
-// A directory is cut into one number of shards.
+// A directory is cut into one number of shards, or none.
 void refuse_other_shards(const Options& options, const std::string& run_dir) {
+  if (options.num_shards == 1) {
+    const auto shards = io::list_directory(run_dir, "shard-");
+    if (shards.empty()) return;
+    throw Error(ExitCode::kUsage,
+                fmt::format("run directory {}: holds {}; give --shard, write their rows with "
+                            "mpinfer merge, or give another output or remove {}",
+                            run_dir, shards.front(), run_dir));
+  }
   const std::string parent = io::directory_of(run_dir);
   const std::string ending = fmt::format("-of-{}", options.num_shards);
   for (const std::string& name : io::list_directory(parent, "shard-")) {
@@ -180,7 +188,7 @@ std::unique_ptr<io::RunRecord> open_run_record(const Options& options) {
                                 .retry_errors = options.retry_errors,
                                 .overwrite_command = overwrite_command(options)};
   const io::LockOptions lock{.job = options.job.id, .restart_count = options.job.restart_count};
-  if (options.num_shards > 1) refuse_other_shards(options, run_dir);
+  refuse_other_shards(options, run_dir);
   // merge writes OUT, not a shard.
   return std::make_unique<io::RunRecord>(run_dir, options.num_shards > 1 ? "" : options.output,
                                          policy, lock);

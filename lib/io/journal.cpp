@@ -161,6 +161,12 @@ void JournalWriter::append(RecordKind kind, int64_t row, uint64_t key, std::stri
   append_line(journal_line(kind, row, key, payload, tokens));
 }
 
+bool JournalWriter::stalled() const {
+  const std::lock_guard lock(mutex_);
+  if (failure_) std::rethrow_exception(failure_);
+  return stalled_;
+}
+
 void JournalWriter::commit() {
   std::unique_lock lock(mutex_);
   const int64_t target = appended_;

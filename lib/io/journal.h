@@ -52,8 +52,9 @@ class JournalWriter {
   // Waits while more than 8 MiB are uncommitted.
   void append(RecordKind kind, int64_t row, uint64_t key, std::string_view payload,
               TokenCounts tokens = {});
-  // The disk is full and the thread is trying again: admit no more.
-  bool stalled() const { return stalled_; }
+  // The disk is full and the thread is trying again: admit no more. Throws what ended that thread:
+  // while no row is admitted nobody appends, who would learn of it.
+  bool stalled() const;
   // Returns when everything appended so far is durable.
   void commit();
   // Commits, stops the thread and hands the file back for reading.
@@ -66,7 +67,7 @@ class JournalWriter {
 
   File file_;
   Options options_;
-  std::mutex mutex_;
+  mutable std::mutex mutex_;
   std::condition_variable changed_;
   std::string pending_;
   int64_t pending_rows_ = 0;

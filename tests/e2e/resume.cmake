@@ -15,7 +15,7 @@ if(TARGET mpinfer AND Python3_FOUND)
   resume_test(mpinfer layouts damage complete refused lock shards coordinates)
   resume_test(mpinfer_faulty faults)
   resume_test(mpinfer_simulated signals interrupt launcher stopped-rank end-time kills)
-  foreach(group calls writes cases)
+  foreach(group calls writes cases small-disk)
     add_test(NAME faults_${group} COMMAND Python3::Interpreter "${CMAKE_CURRENT_SOURCE_DIR}/e2e/faults/faults.py"
       --binary $<TARGET_FILE:mpinfer_simulated> --plain $<TARGET_FILE:mpinfer> ${group})
     set_tests_properties(faults_${group} PROPERTIES TIMEOUT 600 LABELS no-sanitizer)

@@ -190,15 +190,62 @@ def check_read_only_tmp(work):
         shutil.rmtree(place)
 
 
+def check_small_disk(work):
+    """Case 18 on a disk that is really full, in a mount namespace of its own: exit 6 once its patience of 20 s is over, nothing
+    torn; on a larger one the same command ends the run."""
+    out = work.folder / "out"
+    out.mkdir()
+    work.write_rows([{"prompt": "a" * 50, "max_tokens": 40, "filler": "x" * 2000} for _ in range(1500)])
+    reference = work.reference()
+    script = f"""mount -t tmpfs -o size=2m none {out} || exit 99
+"$@"; echo "first $?"
+test -e {out}/out.jsonl && echo torn
+mount -o remount,size=64m {out} && "$@"; echo "second $?"
+cp {out}/out.jsonl {work.folder}/copy.jsonl; ls {out} {out}/*.run"""
+    command = work.command(0, out="out/out.jsonl")
+    done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *command], cwd=work.folder, capture_output=True, text=True,
+                          timeout=120, env=resume.clean_environment())
+    if done.returncode == 99 or "unshare:" in done.stderr:
+        print("      case 18 (a small tmpfs) skipped: no mount namespaces here", flush=True)
+        return
+    said = done.stdout + done.stderr
+    expect("first 6" in said and "torn" not in said and "second 0" in said and ".tmp" not in said, f"a full disk\n{said}")
+    expect((work.folder / "copy.jsonl").read_bytes() == reference, "the output differs from the undisturbed run's")
+
+
+def check_system_errors(work):
+    """Case 19 with the system's own errors, by strace: EIO from fdatasync and from a write to the journal, ENOSPC from the output."""
+    works = shutil.which("strace") and subprocess.run(["strace", "-f", "-o", "/dev/null", "true"], capture_output=True).returncode == 0
+    if not works:
+        print("      strace (EIO, ENOSPC) skipped: it is not here or may not trace", flush=True)
+        return
+    work.write_rows(rows(60, longest=9))
+    reference = work.reference()
+    run_dir = work.folder / "out.jsonl.run"
+    for what, path in (("fdatasync:error=EIO:when=1", run_dir / "journal-0001-r00000.log"),
+                       ("write:error=EIO:when=1", run_dir / "journal-0001-r00000.log"),
+                       ("write:error=ENOSPC", work.folder / "out.jsonl.new.tmp"),
+                       ("fdatasync:error=EIO", work.folder / "out.jsonl.new.tmp")):
+        work.clear()
+        command = ["strace", "-f", "-qq", "-o", "/dev/null", "-P", str(path), "-e", f"inject={what}", *work.command(0)]
+        command[command.index("out.jsonl")] = str(work.folder / "out.jsonl")  # strace compares names as they are given
+        done = subprocess.run(command, cwd=work.folder, capture_output=True, text=True, timeout=60, env=resume.clean_environment())
+        expect(done.returncode == 6, f"{what} on {path.name}: exit code {done.returncode}\n{done.stderr}")
+        expect(not (work.folder / "out.jsonl").exists() and not leftovers(work), f"{what} on {path.name}: torn or left behind")
+        work.run(0)
+        work.check(reference)
+
+
 def check_cases(work):
     """RELIABILITY's list of faults and bad input, by number."""
-    for case in (check_refusals, check_input_changed, check_other_binary, check_full_merge, check_read_only_tmp):
+    for case in (check_refusals, check_input_changed, check_other_binary, check_full_merge, check_read_only_tmp,
+                 check_system_errors):
         for path in work.folder.iterdir():
             shutil.rmtree(path) if path.is_dir() else path.unlink()
         case(work)
 
 
-GROUPS = {"calls": check_calls, "writes": check_writes, "cases": check_cases}
+GROUPS = {"calls": check_calls, "writes": check_writes, "cases": check_cases, "small-disk": check_small_disk}
 
 
 def main():

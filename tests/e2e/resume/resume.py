@@ -475,6 +475,8 @@ def check_shards(work):
         work.run(0, "--shard", "1/3", "--overwrite", *arguments, environment={"VLLM_DP_RANK": "1", "VLLM_DP_SIZE": "3"})
         work.run(0, "--shard", "1/3", *arguments, said="already complete")
         work.run(0, "--shard", "0/4", *arguments, code=2, said="cut alike")
+        for ranks in (0, 2):
+            work.run(ranks, *arguments, code=2, said="holds shard-0-of-3; give --shard")
         work.run(2, "--shard", "1/3", *arguments, "-dp", 2, code=2, said="dp was 1, is 2")
         merged(3, "60 rows of 3 shards")
         work.check(reference)

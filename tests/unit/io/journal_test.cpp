@@ -3,7 +3,9 @@
 
 #include <fcntl.h>
 
+#include <chrono>
 #include <string>
+#include <thread>
 #include <vector>
 
 #include "lib/core/error.h"
@@ -152,4 +154,25 @@ TEST_CASE("a full disk reaches the caller as exit code 6, on every later call") 
       CHECK(std::string(error.what()).find("/dev/full") != std::string::npos);
     }
   }
+}
+
+TEST_CASE("a disk that stays full ends the run, although no row is admitted any more") {
+  spdlog::set_level(spdlog::level::off);
+  JournalWriter writer(open_to_write("/dev/full", 0),
+                       {.group_time = std::chrono::milliseconds(1),
+                        .full_disk_patience = std::chrono::milliseconds(400)},
+                       "head");
+  bool stalled = false;
+  std::string said;
+  for (int i = 0; i < 2000 && said.empty(); ++i) {
+    try {
+      stalled = writer.stalled() || stalled;
+    } catch (const Error& error) {
+      CHECK(error.exit_code() == ExitCode::kOutOfResource);
+      said = error.what();
+    }
+    std::this_thread::sleep_for(std::chrono::milliseconds(5));
+  }
+  CHECK(stalled);
+  CHECK(said.find("No space left") != std::string::npos);
 }
