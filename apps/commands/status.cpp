@@ -27,13 +27,11 @@ std::string line_of(const job::RunStatus& status) {
   const std::string name =
       status.num_shards > 1 ? fmt::format("shard {} of {}: ", status.shard, status.num_shards) : "";
   if (!status.manifest) return name + "not begun";
-  std::string line =
-      fmt::format("{}{}: {} of {} rows done, {} of them failed; {} attempt{}", name,
-                  status.state,
-                  io::with_thousands(status.num_answered + status.num_failed),
-                  io::with_thousands(status.num_rows), io::with_thousands(status.num_failed),
-                  status.manifest->attempts.size(),
-                  status.manifest->attempts.size() == 1 ? "" : "s");
+  std::string line = fmt::format(
+      "{}{}: {} of {} rows done, {} of them failed; {} attempt{}", name, status.state,
+      io::with_thousands(status.num_answered + status.num_failed),
+      io::with_thousands(status.num_rows), io::with_thousands(status.num_failed),
+      status.manifest->attempts.size(), status.manifest->attempts.size() == 1 ? "" : "s");
   if (status.holder) return line + "; " + status.holder->description();
   return fmt::format(
       "{}; exit code {}: {}", line, status.exit_code,
