@@ -215,7 +215,8 @@ int conclude(const Options& options, const model::ModelConfig& config, const com
     report.ranks.push_back(job::deserialise_rank_report(bytes));
   }
   report.seconds = seconds;
-  report.output = ending == job::Ending::kComplete ? options.output : "";
+  const bool written = ending == job::Ending::kComplete && options.num_shards == 1;
+  report.output = written ? options.output : "";
   report.run_dir = run_directory(options);
   report.exit_code = exit_code_of(options, report, ending);
   std::string path = options.report;

@@ -306,6 +306,8 @@ std::vector<std::string> summary_of(const RunReport& report) {
   if (!report.output.empty()) {
     lines.push_back(fmt::format("output {}{}", report.output,
                                 report.run_dir.empty() ? "" : ", run directory " + report.run_dir));
+  } else if (!report.run_dir.empty()) {
+    lines.push_back("run directory " + report.run_dir);
   }
   lines.push_back(fmt::format("exit code {}: {}", report.exit_code, meaning_of(report.exit_code)));
   return lines;

@@ -460,6 +460,8 @@ def check_shards(work):
             log = done.stderr.decode()
             expect(done.returncode == code and said in log, f"merge: {done.returncode}, expected {code} and '{said}' in\n{log}")
 
+        expect("output out.jsonl" not in work.log() and "run directory out.jsonl.run/shard-2-of-3" in work.log(),
+               f"a shard says that it wrote the output\n{work.log()}")
         merged(75, "rows 20 to 39 (20 of them)" if arguments else "(20 of them)")
         expect(not (work.folder / "out.jsonl").exists(), "OUT was touched")
         status(work, "--exit-code", code=75)
