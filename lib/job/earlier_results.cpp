@@ -3,6 +3,7 @@
 #include <algorithm>
 #include <charconv>
 #include <cstring>
+#include <deque>
 #include <nlohmann/json.hpp>
 #include <tuple>
 
@@ -114,8 +115,8 @@ std::string error_code_of(std::string_view line) {
 }
 
 struct Scan {
-  std::vector<FoundRecord> records;
-  std::map<int64_t, std::string> errors;                                  // row → code
+  std::deque<FoundRecord> records;        // grows and shrinks without a copy
+  std::map<int64_t, std::string> errors;  // row → code
   std::map<int64_t, std::pair<uint64_t, std::vector<int32_t>>> partials;  // row → key, ids
 };
 
@@ -265,15 +266,19 @@ EarlierResults read_earlier_results(const comm::HostComm& leaders, const Earlier
          attempt_of(path.substr(path.rfind('/') + 1)), options, &found);
     earlier.journals.push_back(std::move(journal));
   }
-  std::stable_sort(found.records.begin(), found.records.end(),
-                   [](const FoundRecord& a, const FoundRecord& b) { return a.at.row < b.at.row; });
-  size_t next = 0;
+  std::sort(found.records.begin(), found.records.end(),
+            [](const FoundRecord& a, const FoundRecord& b) {
+              return std::tie(a.at.row, a.at.journal, a.at.offset) <
+                     std::tie(b.at.row, b.at.journal, b.at.offset);
+            });
+  earlier.results.reserve(found.records.size());
   for (int64_t begin = 0; begin < options.num_rows; begin += options.window_rows) {
     const int64_t end = options.first_row + std::min(options.num_rows, begin + options.window_rows);
     std::vector<Claim> claims;
-    const size_t first = next;
-    for (; next < found.records.size() && found.records[next].at.row < end; ++next) {
-      const FoundRecord& record = found.records[next];
+    size_t count_here = 0;
+    for (const FoundRecord& record : found.records) {
+      if (record.at.row >= end) break;
+      ++count_here;
       claims.push_back({.key = record.key,
                         .row = checked_cast<uint32_t>(record.at.row - options.first_row),
                         .attempt = record.attempt,
@@ -285,10 +290,12 @@ EarlierResults read_earlier_results(const comm::HostComm& leaders, const Earlier
     const std::string mine = leaders.scatter(replies, 0);
     for (size_t i = 0; i < mine.size(); ++i) {
       if (mine[i] != '1') continue;
-      const FoundRecord& record = found.records[first + i];
+      const FoundRecord& record = found.records[i];
       count(record, found.errors, &earlier.counts);
       earlier.results.push_back(record.at);
     }
+    found.records.erase(found.records.begin(),
+                        found.records.begin() + static_cast<std::ptrdiff_t>(count_here));
   }
   earlier.unfinished = gather_unfinished(leaders, found, options, index, earlier.done);
   earlier.num_done = leaders.all_reduce_sum(static_cast<int64_t>(earlier.results.size()));
