@@ -1,5 +1,6 @@
 # Third-party packages, all from the distribution; imported targets are SYSTEM, so their headers never warn.
-find_package(MPI REQUIRED COMPONENTS CXX)
+# The C interface alone: its C++ bindings are gone from Open MPI 5, whose library otherwise stands in for 4.1's.
+find_package(MPI REQUIRED COMPONENTS C)
 find_package(CLI11 REQUIRED)
 find_package(nlohmann_json REQUIRED)
 find_package(spdlog REQUIRED)
