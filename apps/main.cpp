@@ -73,7 +73,7 @@ int give_up(const comm::HostComm& world, const LastWords& last_words, int exit_c
   spdlog::error("{}", what);
   if (last_words.say) last_words.say(exit_code, what);
   spdlog::default_logger()->flush();
-  if (world.size() > 1) comm::MpiSession::abort(exit_code);
+  if (world.size() > 1 && !last_words.together) comm::MpiSession::abort(exit_code);
   return exit_code;
 }
 
@@ -121,9 +121,7 @@ int guarded(int argc, char** argv) {
     set_up_log({options.log_level, options.log_format == "json", rank, comm::host_name()});
     apply(dp, &options);
     if (options.command != Command::kRun) unblock_signals();
-    const int exit_code = run(options, std::move(world), last_words);
-    // A launcher takes any rank's code for a failure: only rank 0 speaks.
-    return rank == 0 ? exit_code : 0;
+    return run(options, std::move(world), last_words);
   } catch (const Error& error) {
     spdlog::debug("thrown at {}", error.where());
     return give_up(everyone, last_words, static_cast<int>(error.exit_code()), error.what());

@@ -1,6 +1,6 @@
-// mpinfer run: builds the objects of this rank in the order of the include rule and lets the
-// session carry rows through them. Everything that can be refused is refused before weights are
-// read.
+// One start of mpinfer run: builds the objects of this rank in the order of the include rule and
+// lets the session carry rows through them. Everything that can be refused is refused before
+// weights are read.
 #include <sys/resource.h>
 
 #include <chrono>
@@ -9,12 +9,11 @@
 #include <fstream>
 #include <memory>
 
-#include "apps/commands/commands.h"
 #include "apps/commands/replica.h"
 #include "apps/commands/row_setup.h"
 #include "apps/commands/run_identity.h"
 #include "apps/commands/run_setup.h"
-#include "apps/signals.h"
+#include "apps/commands/run_start.h"
 #include "lib/comm/heartbeat.h"
 #include "lib/comm/watch.h"
 #include "lib/core/error.h"
@@ -62,10 +61,12 @@ job::FormatOptions format_options(const Options& options) {
   return format;
 }
 
-job::JobOptions job_options(const Options& options, const Device& device) {
+job::JobOptions job_options(const Options& options, const Device& device, bool goes_on) {
   job::JobOptions job;
   job.input = options.input;
-  job.reuse_spooled = !options.overwrite;
+  job.reuse = goes_on             ? job::ReuseSpooled::kAll
+              : options.overwrite ? job::ReuseSpooled::kNone
+                                  : job::ReuseSpooled::kStandardInput;
   job.prompt = options.prompt;
   job.output = options.output;
   job.run_dir = run_directory(options);
@@ -199,7 +200,7 @@ model::ExpertPlacement placement_of(const Options& options, const model::ModelCo
 }
 
 int conclude(const Options& options, const model::ModelConfig& config, const comm::HostComm& world,
-             const planner::Plan& plan, job::Session& session, io::RunRecord* record,
+             const planner::Plan& plan, job::Session& session, const Course& course,
              const job::RankReport& mine, const std::map<std::string, double>& seconds,
              job::Ending ending) {
   const auto records = world.gather(job::serialise(mine), 0);
@@ -218,12 +219,13 @@ int conclude(const Options& options, const model::ModelConfig& config, const com
   const bool written = ending == job::Ending::kComplete && options.num_shards == 1;
   report.output = written ? options.output : "";
   report.run_dir = run_directory(options);
+  report.lost = course.lost;
   report.exit_code = exit_code_of(options, report, ending);
   std::string path = options.report;
   if (path.empty() && !report.run_dir.empty()) path = report.run_dir + "/report.json";
   if (!path.empty()) job::write_report(path, report);
   const job::ResultCounts totals = job::totals_of(report);
-  if (record != nullptr) {
+  if (io::RunRecord* record = course.record.get()) {
     record->change([&](io::Manifest& manifest) {
       manifest.num_answered = totals.num_answered;
       manifest.num_failed = totals.num_failed;
@@ -234,6 +236,7 @@ int conclude(const Options& options, const model::ModelConfig& config, const com
     record->close(ending == job::Ending::kComplete ? "complete" : "stopped", report.exit_code,
                   reason_of(ending));
   }
+  for (const std::string& line : job::losses_of(report)) spdlog::warn("{}", line);
   if (ending == job::Ending::kTooManyErrors) {
     spdlog::error("stopped: {} rows failed, more than --max-errors {}; no output was written",
                   totals.num_failed, options.max_errors);
@@ -241,30 +244,6 @@ int conclude(const Options& options, const model::ModelConfig& config, const com
   if (!options.expert_placement.empty()) write_placement(options, report);
   for (const std::string& line : job::summary_of(report)) spdlog::info("{}", line);
   return report.exit_code;
-}
-
-// Running rows have this long after a drain: half of what the job leaves before its end.
-double drain_seconds(const Options& options) {
-  constexpr double kDefaultNotice = 180.0;
-  return (options.stop_before > 0.0 ? options.stop_before : kDefaultNotice) / 2.0;
-}
-
-// --stop-before: drain that long before the job ends, cancel halfway.
-void set_end_time(const Options& options, bool speaks, job::StopControl* stop) {
-  if (options.stop_before <= 0.0) return;
-  if (options.job.end_time == 0) {
-    if (speaks) {
-      spdlog::warn(
-          "--stop-before: SLURM_JOB_END_TIME is not set (Slurm sets it from 23.02 on), so "
-          "the end of the job is not known; SIGUSR1 drains as well");
-    }
-    return;
-  }
-  const auto end = std::chrono::system_clock::from_time_t(options.job.end_time);
-  const auto left = end - std::chrono::system_clock::now();
-  const auto before = std::chrono::milliseconds(static_cast<int64_t>(options.stop_before * 1e3));
-  const auto now = Clock::now();
-  stop->set_times(now + left - before, now + left - before / 2);
 }
 
 // Rank 0 closes the manifest; any rank leaves its verdict, since rank 0 may not live to hear of it.
@@ -283,13 +262,12 @@ void prepare_last_words(LastWords& last_words, const std::string& run_dir, int r
 
 }  // namespace
 
-int run_command(const Options& options, comm::HostComm world, LastWords& last_words) {
+int start_run(const Options& options, comm::HostComm world, job::StopControl& stop, Course& course,
+              LastWords& last_words) {
   const auto start = Clock::now();
-  job::StopControl stop;
-  set_end_time(options, world.rank() == 0, &stop);
-  const SignalWatch signals(stop, drain_seconds(options), world.rank() == 0);
-  std::shared_ptr<io::RunRecord> record;
-  if (world.rank() == 0) record = open_run_record(options);
+  const std::shared_ptr<io::RunRecord> record =
+      world.rank() == 0 ? open_run_record(options) : nullptr;
+  course.record = record;
   require_model_everywhere(options, world);
   model::ModelConfig config = model::load_model_config(options.model);
   if (!options.expert_placement.empty()) {
@@ -315,7 +293,7 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
   Device device = open_device(options, world);
   require_same_everywhere(world, identity, device.simd);
 
-  job::JobOptions job = job_options(options, device);
+  job::JobOptions job = job_options(options, device, course.opened);
   job.manifest = begin_manifest(options);
   job.record = record.get();
   job.stop = &stop;
@@ -333,16 +311,24 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
   const io::Opening opening = session.open(
       everyone, run_identity(options, {config, identity, device, plan, builder, job.format}),
       fmt::format("dp {} pp {} tp {}", plan.layout.dp, plan.layout.pp, plan.layout.tp));
+  course.opened = true;
+  course.layout = plan.layout;
+  course.simd = device.simd;
+  course.max_model_len = plan.memory.max_model_len;
   if (opening.kind == io::StartKind::kAlreadyComplete) {
-    if (everyone.rank() == 0) {
-      spdlog::info("already complete: {}; exit code {}: {}", printable(options.output),
-                   opening.exit_code, job::meaning_of(opening.exit_code));
-    }
+    if (everyone.rank() != 0) return 0;
+    spdlog::info("already complete: {}; exit code {}: {}", printable(options.output),
+                 opening.exit_code, job::meaning_of(opening.exit_code));
     return opening.exit_code;
   }
   row_setup.set_now(opening.created);
   prepare_last_words(last_words, job.run_dir, everyone.rank(), opening.attempt, record);
   session.distribute(mesh);
+  for (job::LostRank& lost : course.lost) {
+    if (lost.rows_left < 0 && mesh.leader()) {
+      lost.rows_left = session.num_rows_here() - session.num_done_before();
+    }
+  }
   print_start(everyone, mesh, plan, device, session);
 
   job::RankReport report;
@@ -408,7 +394,7 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
        std::chrono::duration<double>(ended - loading).count() - loaded + session.wait_seconds()},
       {"gather", session.gather_seconds()},
       {"total", seconds_since(start)}};
-  return conclude(options, config, everyone, plan, session, record.get(), report, seconds, ending);
+  return conclude(options, config, everyone, plan, session, course, report, seconds, ending);
 }
 
 }  // namespace mpinfer::apps

@@ -19,20 +19,6 @@ int count_of(int64_t bytes) {
   return checked_cast<int>(bytes);
 }
 
-class MpiRequest : public HostRequest {
- public:
-  explicit MpiRequest(std::vector<MPI_Request> requests) : requests_(std::move(requests)) {}
-  bool test() override {
-    int done = 0;
-    MPINFER_MPI(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done,
-                            MPI_STATUSES_IGNORE));
-    return done != 0;
-  }
-
- private:
-  std::vector<MPI_Request> requests_;
-};
-
 class DoneRequest : public HostRequest {
  public:
   bool test() override { return true; }
@@ -90,8 +76,16 @@ int64_t all_reduce(const HostComm::Handle& handle, int64_t value, MPI_Op op) {
 
 }  // namespace
 
+bool MpiRequest::test() {
+  int done = 0;
+  MPINFER_MPI(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done,
+                          MPI_STATUSES_IGNORE));
+  return done != 0;
+}
+
 void check_mpi(int status, const char* call, std::source_location where) {
   if (status == MPI_SUCCESS) return;
+  note_loss(status);
   char text[MPI_MAX_ERROR_STRING] = {};
   int length = 0;
   MPI_Error_string(status, text, &length);
@@ -137,10 +131,13 @@ HostComm::Handle::Handle(MPI_Comm owned) : comm(owned) {
   MPINFER_MPI(MPI_Comm_set_errhandler(comm, MPI_ERRORS_RETURN));
   MPINFER_MPI(MPI_Comm_rank(comm, &rank));
   MPINFER_MPI(MPI_Comm_size(comm, &size));
+  keep_in_mind(comm, size);
 }
 
 HostComm::Handle::~Handle() {
-  if (comm != MPI_COMM_NULL && std::uncaught_exceptions() == 0) MPI_Comm_free(&comm);
+  if (comm == MPI_COMM_NULL || std::uncaught_exceptions() != 0) return;
+  forget(comm);
+  MPI_Comm_free(&comm);
 }
 
 HostComm::HostComm() : handle_(std::make_unique<Handle>()) {}

@@ -81,9 +81,9 @@ class HostComm {
 
   struct Handle;  // defined in lib/comm: holds the MPI_Comm
   const Handle& handle() const { return *handle_; }
+  explicit HostComm(std::unique_ptr<Handle> handle);
 
  private:
-  explicit HostComm(std::unique_ptr<Handle> handle);
   std::unique_ptr<Handle> handle_;
 };
 

@@ -59,7 +59,7 @@ class MpiCommunicator : public Communicator {
     MPI_Request request = MPI_REQUEST_NULL;
     MPINFER_MPI(MPI_Iallgatherv(MPI_IN_PLACE, 0, MPI_BYTE, out, counts.data(), displacements.data(),
                                 MPI_BYTE, comm_.handle().comm, &request));
-    finish(&request);
+    finish(request);
   }
 
   void reduce_scatter_sum_v(Stream, void* out, const void* in, DType dtype,
@@ -72,7 +72,7 @@ class MpiCommunicator : public Communicator {
     const int count = checked_cast<int>(bytes);
     MPINFER_MPI(
         MPI_Ialltoall(in, count, MPI_BYTE, out, count, MPI_BYTE, comm_.handle().comm, &request));
-    finish(&request);
+    finish(request);
   }
 
   void broadcast(Stream, void* data, int64_t bytes, int root) override {
@@ -121,17 +121,14 @@ class MpiCommunicator : public Communicator {
     MPINFER_MPI(MPI_Ialltoallv(in, send_counts.data(), send_at.data(), MPI_BYTE, scratch_.data(),
                                receive_counts.data(), receive_at.data(), MPI_BYTE,
                                comm_.handle().comm, &request));
-    finish(&request);
+    finish(request);
     if (mine == 0) return;
     sum_in_rank_order(out, scratch_.data(), size(), mine * width, dtype, mine);
   }
 
-  void finish(MPI_Request* request) {
-    poll_until([&] {
-      int done = 0;
-      MPINFER_MPI(MPI_Test(request, &done, MPI_STATUS_IGNORE));
-      return done != 0;
-    });
+  void finish(MPI_Request started) {
+    MpiRequest request({started});
+    poll_until([&] { return request.test(); });
   }
 
   template <class Ready>

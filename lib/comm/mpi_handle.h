@@ -4,6 +4,9 @@
 #include <mpi.h>
 
 #include <source_location>
+#include <span>
+#include <utility>
+#include <vector>
 
 #include "lib/comm/mpi.h"
 
@@ -19,6 +22,26 @@ struct HostComm::Handle {
   ~Handle();
   Handle(const Handle&) = delete;
   Handle& operator=(const Handle&) = delete;
+};
+
+// Where a lost rank ends the job these four do nothing (lib/comm/ulfm).
+void keep_in_mind(MPI_Comm comm, int size);  // to be revoked when a rank is lost
+void forget(MPI_Comm comm);
+// Revokes what is kept in mind if status says that a rank is lost.
+void note_loss(int status);
+// After a loss: waits until the library has let go of the requests' buffers, which are about to go.
+void abandon(std::span<MPI_Request> requests);
+
+class MpiRequest : public HostRequest {
+ public:
+  explicit MpiRequest(std::vector<MPI_Request> requests) : requests_(std::move(requests)) {}
+  ~MpiRequest() override { abandon(requests_); }
+  MpiRequest(const MpiRequest&) = delete;
+  MpiRequest& operator=(const MpiRequest&) = delete;
+  bool test() override;
+
+ private:
+  std::vector<MPI_Request> requests_;
 };
 
 // Throws Error(kPeerFailure) with rank, host, call and the library's text.

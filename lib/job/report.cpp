@@ -230,6 +230,12 @@ void write_report(const std::string& path, const RunReport& report) {
       {"tail_seconds", spread.longest - spread.shortest},
       {"imbalance", spread.mean > 0.0 ? spread.longest / spread.mean - 1.0 : 0.0},
       {"ranks", ranks}};
+  for (const LostRank& lost : report.lost) {
+    json["lost_ranks"].push_back({{"rank", lost.rank},
+                                  {"host", lost.host},
+                                  {"seconds", lost.seconds},
+                                  {"rows_left", lost.rows_left}});
+  }
   if (report.num_experts > 0) {
     const ExpertLoad load = expert_load(report);
     json["experts"] = {{"rows_by_layer", load.layers},
@@ -238,6 +244,17 @@ void write_report(const std::string& path, const RunReport& report) {
                        {"rank_imbalance", load.rank_imbalance}};
   }
   io::replace_file(path, json.dump(2, ' ', false, Json::error_handler_t::replace) + "\n");
+}
+
+std::vector<std::string> losses_of(const RunReport& report) {
+  std::vector<std::string> lines;
+  for (const LostRank& lost : report.lost) {
+    lines.push_back(fmt::format(
+        "rank {} on {} was lost {:.1f} s after the start: the {} rows not done by then were dealt "
+        "again to those that were left",
+        lost.rank, lost.host, lost.seconds, io::with_thousands(lost.rows_left)));
+  }
+  return lines;
 }
 
 const char* meaning_of(int exit_code) {

@@ -35,6 +35,14 @@ struct RankReport {
 std::string serialise(const RankReport& report);
 RankReport deserialise_rank_report(const std::string& bytes);
 
+// A rank that died while the others went on.
+struct LostRank {
+  int rank = 0;  // as the launcher started it
+  std::string host;
+  double seconds = 0.0;    // since the start of the job
+  int64_t rows_left = -1;  // not done then, and dealt again to the replicas that were left
+};
+
 struct RunReport {
   std::string tool_version;
   comm::Layout layout;
@@ -47,6 +55,7 @@ struct RunReport {
   int exit_code = 0;
   std::string output;
   std::string run_dir;
+  std::vector<LostRank> lost;
 };
 
 // How evenly rows chose experts, over the whole job.
@@ -63,6 +72,8 @@ ResultCounts totals_of(const RunReport& report);
 void write_report(const std::string& path, const RunReport& report);
 // The lines of the summary.
 std::vector<std::string> summary_of(const RunReport& report);
+// A line for each lost rank.
+std::vector<std::string> losses_of(const RunReport& report);
 const char* meaning_of(int exit_code);
 
 }  // namespace mpinfer::job

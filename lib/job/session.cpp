@@ -94,8 +94,8 @@ void Session::spool_inputs() {
     if (!io::needs_spool(path)) continue;
     const std::string target =
         options_.run_dir.empty() ? "" : fmt::format("{}/input/{}.jsonl", options_.run_dir, i);
-    // A file can be read again, standard input cannot.
-    const bool reuse = options_.reuse_spooled && path == "-";
+    const bool reuse = options_.reuse == ReuseSpooled::kAll ||
+                       (options_.reuse == ReuseSpooled::kStandardInput && path == "-");
     io::Spooled spooled = io::spool_input(path, target, reuse);
     only_root_reads_ = only_root_reads_ || target.empty();
     path = std::move(spooled.path);

@@ -32,9 +32,16 @@
 
 namespace mpinfer::job {
 
+// Which inputs that cannot be read at any offset are taken from where an earlier start put them.
+enum class ReuseSpooled : uint8_t {
+  kNone,
+  kStandardInput,  // what is a file can be read again
+  kAll,            // of the same job: a pipe is empty by now
+};
+
 struct JobOptions {
   std::vector<std::string> input = {};
-  bool reuse_spooled = true;               // input that an earlier start wrote out
+  ReuseSpooled reuse = ReuseSpooled::kStandardInput;
   std::optional<std::string> prompt = {};  // one row instead of input
   std::string output = {};  // "-": standard output; empty with prompt: its text on standard output
   std::string errors_output = {};  // of error rows, where format separates them
