@@ -3,7 +3,6 @@
 // replicas of the living, as if the same command had been given for fewer ranks.
 #include <algorithm>
 #include <chrono>
-#include <limits>
 #include <optional>
 #include <utility>
 #include <vector>
@@ -138,12 +137,6 @@ Group regroup(comm::HostComm world, std::vector<Member> members, const Course& c
   }
 }
 
-// Lets go those who are left over, of every loss: they wait there until the others end, because
-// MPI_Finalize would keep a core busy.
-void let_go(const std::vector<comm::HostComm>& waiting, double patience) {
-  for (const comm::HostComm& everyone : waiting) comm::agree(everyone, 0, patience);
-}
-
 // The same command on the ranks that are left: it goes on with the run, at the sizes it has.
 Options options_to_go_on(Options options, const Course& course, int num_ranks) {
   options.overwrite = false;
@@ -177,7 +170,6 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
   constexpr int kDone = 1;
   constexpr int kOpened = 2;
   const double patience = std::max(600.0, options.step_timeout);  // as long as a start may take
-  std::vector<comm::HostComm> waiting;
   Options now = options;
   while (true) {
     int exit_code = 0;
@@ -192,10 +184,7 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
     }
     const int state =
         comm::agree(world, (failure ? 0 : kDone) | (course.opened ? kOpened : 0), patience);
-    if ((state & kDone) != 0) {
-      let_go(waiting, patience);
-      return exit_code;
-    }
+    if ((state & kDone) != 0) return exit_code;
     const size_t lost_before = course.lost.size();
     const double seconds = std::chrono::duration<double>(Clock::now() - start).count();
     Group group = regroup(std::move(world), members, course, patience, seconds, &course.lost);
@@ -203,7 +192,6 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
     const std::string what = verdict(course, lost_before, opened, group.members.size());
     if (!opened || group.members.empty()) {
       last_words.together = true;
-      let_go(waiting, patience);
       throw Error(ExitCode::kPeerFailure, what);
     }
     if (course.record && failure) {
@@ -214,11 +202,7 @@ int run_command(const Options& options, comm::HostComm world, LastWords& last_wo
     comm::agree(group.living, 0, patience);  // the run directory's lock is given back
     if (!group.here) {
       spdlog::info("left over: the replica of this rank has lost another one");
-      comm::agree(group.living, 0, std::numeric_limits<double>::infinity());
       return 0;
-    }
-    if (group.members.size() < static_cast<size_t>(group.living.size())) {
-      waiting.push_back(std::move(group.living));
     }
     world = std::move(group.world);
     if (world.rank() == 0) spdlog::warn("{}; ranks are numbered anew", what);

@@ -119,7 +119,7 @@ MpiSession::MpiSession(int* argc, char*** argv) {
 }
 
 MpiSession::~MpiSession() {
-  if (std::uncaught_exceptions() == 0) MPI_Finalize();
+  if (std::uncaught_exceptions() == 0 && !has_lost_ranks()) MPI_Finalize();
 }
 
 void MpiSession::abort(int exit_code) {

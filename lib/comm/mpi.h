@@ -20,7 +20,7 @@ namespace mpinfer::comm {
 class MpiSession {
  public:
   MpiSession(int* argc, char*** argv);
-  ~MpiSession();  // does not finalize while unwinding
+  ~MpiSession();  // does not finalize while unwinding, nor without ranks that were lost
   MpiSession(const MpiSession&) = delete;
   MpiSession& operator=(const MpiSession&) = delete;
 

@@ -24,13 +24,15 @@ struct HostComm::Handle {
   Handle& operator=(const Handle&) = delete;
 };
 
-// Where a lost rank ends the job these four do nothing (lib/comm/ulfm).
+// Where a lost rank ends the job these do nothing (lib/comm/ulfm).
 void keep_in_mind(MPI_Comm comm, int size);  // to be revoked when a rank is lost
 void forget(MPI_Comm comm);
 // Revokes what is kept in mind if status says that a rank is lost.
 void note_loss(int status);
 // After a loss: waits until the library has let go of the requests' buffers, which are about to go.
 void abandon(std::span<MPI_Request> requests);
+// This process has gone on without a rank: the launcher may then wait for ever in MPI_Finalize.
+bool has_lost_ranks();
 
 class MpiRequest : public HostRequest {
  public:

@@ -54,7 +54,8 @@ const Calls& calls() {
 
 // Of the main thread, like all of MPI. Communicators that somebody may wait on.
 std::set<MPI_Comm> shared;
-bool loss_noted = false;
+bool loss_noted = false;  // and not gone on from
+bool has_lost = false;
 
 bool is_loss(int status) {
   int error_class = MPI_SUCCESS;
@@ -83,8 +84,13 @@ void forget(MPI_Comm comm) {
 void note_loss(int status) {
   if (!survives_lost_ranks() || !is_loss(status)) return;
   loss_noted = true;
+  has_lost = true;
   for (const MPI_Comm comm : shared) calls().revoke(comm);
   shared.clear();
+}
+
+bool has_lost_ranks() {
+  return has_lost;
 }
 
 void abandon(std::span<MPI_Request> requests) {
