@@ -191,13 +191,12 @@ Expected<RequestBuilder::Prompt> RequestBuilder::given_ids(const FieldValue& val
 
 Expected<RequestBuilder::Prompt> RequestBuilder::chat(const text::ChatRow& row,
                                                       const RowFields& fields) const {
-  if (options_.chat_template == nullptr) {
-    return refuse("template_error",
-                  "the model has no tokenizer, so no chat template can be applied", "messages");
-  }
+  static const text::ChatTemplate
+      kNone;  // says what is wrong with the row, then that it is missing
   text::ChatRow with_system = row;
   with_system.system = options_.system;
-  auto text = options_.chat_template->render(with_system);
+  auto text =
+      (options_.chat_template == nullptr ? kNone : *options_.chat_template).render(with_system);
   if (!text) return tl::unexpected(std::move(text.error()));
   const auto add = add_special_tokens(fields, /*otherwise=*/false);
   if (!add) return tl::unexpected(add.error());

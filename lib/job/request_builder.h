@@ -32,7 +32,7 @@ struct BuilderOptions {
   int64_t max_model_len = 0;
   int64_t vocab_size = 0;  // of the model
   SamplingFields defaults = {};
-  const text::ChatTemplate* chat_template = nullptr;      // borrowed; null: chat rows are refused
+  const text::ChatTemplate* chat_template = nullptr;      // borrowed; null: there is none
   const text::PromptTemplate* prompt_template = nullptr;  // borrowed; over the members of a row
   std::string system = {};                                // system message of chats that have none
   bool apply_chat_template = false;                       // prompt rows become a user's message

@@ -260,13 +260,14 @@ Expected<std::string> ChatTemplate::render(const ChatRow& row) const {
     const Expected<Value> documents = list_of_objects(row.documents, "documents");
     if (!documents) return tl::unexpected(documents.error());
     const Named* chosen = choose(!tools->is_none());
+    const Expected<Value> messages =
+        prepared_messages(row, chosen != nullptr && chosen->content_parts);
+    if (!messages) return tl::unexpected(messages.error());
     if (chosen == nullptr) {
       return refuse("template_error",
                     "the model has no chat template; give one with --chat-template", "messages");
     }
     if (!chosen->parsed) return tl::unexpected(chosen->parsed.error());
-    const Expected<Value> messages = prepared_messages(row, chosen->content_parts);
-    if (!messages) return tl::unexpected(messages.error());
     Dict variables;
     for (const auto& [name, token] : special_tokens_) variables.set(name, Value::text(token));
     variables.set("messages", *messages);

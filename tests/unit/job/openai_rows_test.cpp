@@ -204,4 +204,6 @@ TEST_CASE("empty and misshapen messages") {
   Fixture none;
   none.options.chat_template = nullptr;
   CHECK(none.code(R"({"messages":[{"role":"user","content":"x"}]})") == "template_error");
+  CHECK(none.code(R"({"messages":[]})") == "empty_prompt");
+  CHECK(none.code(R"({"messages":{}})") == "invalid_param");
 }

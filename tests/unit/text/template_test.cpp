@@ -167,6 +167,8 @@ TEST_CASE("a model's template is found where models keep it") {
   const Folder model;
   CHECK(text_of(ChatTemplate::load(model.path(), ""), {.messages = kHello})
             .find("template_error: the model has no chat template") == 0);
+  CHECK(text_of(ChatTemplate::load(model.path(), ""), {.messages = "[]"}).find("empty_prompt") ==
+        0);
   model.write("tokenizer_config.json",
               R"({"bos_token": {"content": "<s>"}, "eos_token": "</s>", "unk_token": null,
                   "chat_template": "{{ bos_token }}{{ unk_token }}{{ messages[0].content }}"})");
