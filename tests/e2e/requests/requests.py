@@ -4,7 +4,7 @@
 oracle     greedy choices after biases, penalties, bans and allowed tokens, worked out again from the log-probabilities
 chi2       draws of n samples against the probabilities that the model's own log-probabilities give
 openai     an OpenAI batch file answered in lines that PyPI's openai types parse (left out, and said, without that package)
-batch      10,000 rows of the OpenAI form with 100 faults: every good row answered, every bad one named
+batch      10,000 rows of the OpenAI form, a hundred different faults among them: good ones answered, bad ones named, memory flat
 spool      .gz, .zst, standard input, a pipe; what is cut short is refused with the offset
 configs    the examples of configs/, at several layouts
 structured random draws held to schemas, patterns and choices at every layout; bad schemas are error rows in place
@@ -17,11 +17,11 @@ import math
 import os
 import pathlib
 import re
-import resource
 import shutil
 import subprocess
 import sys
 import tempfile
+import threading
 
 HERE = pathlib.Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent))
@@ -225,49 +225,127 @@ def find_python(package):
     return None
 
 
-FAULTS = [
-    ({"url": "/v1/embeddings"}, {}, "unsupported", "url"),
-    ({"method": "GET"}, {}, "unsupported", "method"),
-    ({"body": None}, {}, "invalid_param", "body"),
-    ({}, {"stream": True}, "unsupported", "stream"),
-    ({}, {"surprise": 1}, "unsupported", "surprise"),
-    ({}, {"n": 5000}, "invalid_param", "n"),
-    ({}, {"temperature": 9}, "invalid_param", "temperature"),
-    ({}, {"prompt": ""}, "empty_prompt", "prompt"),
-    ({}, {"prompt": "x" * 4000}, "prompt_too_long", None),
-    ({}, {"logit_bias": {"9999": 1}}, "invalid_param", "logit_bias"),
-]
+def faults():
+    """A hundred ways in which a row of the OpenAI form is bad: (row or bytes, code, param; None where nobody is to blame)."""
+    def row(around=None, inside=None, chat=False):
+        body = {"model": "m", "max_tokens": 2, **({"messages": [{"role": "user", "content": "x"}]} if chat else {"prompt": "x"})}
+        url = "/v1/chat/completions" if chat else "/v1/completions"
+        return {"custom_id": "bad", "method": "POST", "url": url, "body": {**body, **(inside or {})}, **(around or {})}
+
+    def chat(**inside):
+        return row(inside=inside, chat=True)
+
+    good = json.dumps(row()).encode()
+    raw = [(b"no json", "invalid_json"), (b"[]", "invalid_json"), (b"null", "invalid_json"), (b"17", "invalid_json"),
+           (good[:-1], "invalid_json"), (good + good, "invalid_json"), (good.replace(b'"x"', b"'x'"), "invalid_json"),
+           (good.replace(b'"x"', b'"x",'), "invalid_json"), (good.replace(b'"x"', b"NaN"), "invalid_json"),
+           (good.replace(b'"x"', b"1e999"), "invalid_json"), (good.replace(b'"x"', b"9" * 2000), "invalid_json"),
+           (good.replace(b'"x"', b"[" * 200 + b"]" * 200), "invalid_json"), (good.replace(b"x", b"\x00"), "invalid_json"),
+           (good.replace(b"x", b"\xff"), "invalid_utf8"), (good.replace(b"x", b"\xed\xa0\x80"), "invalid_utf8"),
+           (good.replace(b"x", b"\\udc00"), "invalid_utf8")]
+    found = [(line, code, None) for line, code in raw]
+    found += [(row({"url": url}), "unsupported", "url") for url in ("/v1/embeddings", "/v1/responses", "", "/v1/completions/")]
+    found += [(row({"method": method}), "unsupported", "method") for method in ("GET", "post")]
+    found += [(row({"custom_id": "i" * 600}), "invalid_param", "custom_id")]
+    found += [(row({"body": body}), "invalid_param", "body") for body in (None, [], "text", 5)]
+    wrong = {  # field: values of a wrong type or outside their range
+        "temperature": [9, -0.1, "warm"], "top_p": [0, 1.5, []], "min_p": [-1, 2], "top_k": [-2, 1.5], "max_tokens": [-1, 0, "2"],
+        "n": [0, 5000, 1.5], "seed": ["s", 1.5], "stop": [5, [""], [1], ["s"] * 17, "s" * 300], "stop_token_ids": [[259], "2", [[2]]],
+        "min_tokens": [3, -1], "presence_penalty": [3], "frequency_penalty": [-2.5], "repetition_penalty": [0],
+        "ignore_eos": ["yes"], "logprobs": [21, "all"], "prompt_logprobs": [-1], "top_logprobs": [3],
+        "logit_bias": [{"9999": 1}, {"5": 200}, {"five": 1}, [], {"5": "1"}], "allowed_token_ids": [[], [-1], 7],
+        "bad_words": ["w", [""]], "skip_special_tokens": [0], "add_special_tokens": ["no"],
+        "guided_regex": ["(a", 5], "guided_choice": [[], "a"], "guided_json": [{"type": "thing"}, "{"],
+        "response_format": ["json", {"type": "json_schema"}], "structured_outputs": [{}, {"regex": "a", "choice": ["a"]}],
+        "prompt_token_ids": [[300], "1 2"]}
+    found += [(row(inside={name: value}), "invalid_param", name) for name, values in wrong.items() for value in values]
+    found += [(row(inside={"prompt": None}), "invalid_param", "prompt"), (row(inside={"prompt": 5}), "invalid_param", "prompt"),
+              (row(inside={"prompt": ""}), "empty_prompt", "prompt"), (row(inside={"prompt": []}), "empty_prompt", "prompt"),
+              (row(inside={"prompt": "x" * 4000}), "prompt_too_long", None), (row(inside={"prompt": ["x", "y"]}), "unsupported", "prompt"),
+              (row(inside={"n": 2, "temperature": 0}), "invalid_param", "n"),
+              (row(inside={"guided_regex": "(?=a)"}), "unsupported", "guided_regex")]
+    found += [(row(inside={name: value}), "unsupported", name) for name, value in
+              {"surprise": 1, "stream": True, "echo": True, "suffix": "s", "best_of": 2, "messages": []}.items()]
+    found += [(chat(messages=[]), "empty_prompt", "messages"), (chat(messages="hi"), "invalid_param", "messages"),
+              (chat(messages=[1]), "invalid_param", "messages"), (chat(messages=[{"content": "x"}]), "invalid_param", "messages"),
+              (chat(messages=[{"role": "user", "content": [{"type": "image_url"}]}]), "unsupported", "messages"),
+              (chat(messages=[{"role": "user"}] * 10_001), "invalid_param", "messages"), (chat(tools={}), "invalid_param", "tools"),
+              (chat(tool_choice="required"), "unsupported", "tool_choice"), (chat(modalities=["audio"]), "unsupported", "modalities"),
+              (chat(documents=[1]), "invalid_param", "documents"), (chat(chat_template_kwargs=[]), "invalid_param", "chat_template_kwargs"),
+              (chat(messages=[{"role": "user", "content": "divide"}]), "template_error", None)]
+    return found
+
+
+RAISES = "{% for m in messages if m.content == 'divide' %}{{ 1 // 0 }}{% endfor %}" + CHAT
+
+
+class MemoryWatch:
+    """[(bytes in the journals, KiB of the largest rank)], taken all the time."""
+    def __init__(self, mpinfer):
+        self.mpinfer, self.samples, self.stop = mpinfer, [], threading.Event()
+        self.thread = threading.Thread(target=self.watch)
+
+    def watch(self):
+        while not self.stop.wait(0.03):
+            done = sum(path.stat().st_size for path in self.mpinfer.work.glob("out.jsonl.run/journal-*"))
+            memory = []
+            for folder in pathlib.Path("/proc").glob("[0-9]*"):
+                try:
+                    ours = os.readlink(folder / "exe") == self.mpinfer.binary and os.readlink(folder / "cwd") == str(self.mpinfer.work)
+                    memory += re.findall(r"VmRSS:\s*(\d+)", (folder / "status").read_text()) if ours else []
+                except OSError:
+                    continue
+            if memory:
+                self.samples.append((done, max(map(int, memory))))
+
+    def __enter__(self):
+        self.thread.start()
+        return self.samples
+
+    def __exit__(self, *_):
+        self.stop.set()
+        self.thread.join()
 
 
 def check_batch(mpinfer):
+    (mpinfer.work / "chat.jinja").write_text(RAISES)
+    found = faults()
+    lines = [row if isinstance(row, bytes) else json.dumps(row).encode() for row, _, _ in found]
+    expect(len(set(lines)) >= 100, f"only {len(set(lines))} different faults")
+
+    def run(rows, *arguments):
+        """One row in 80 is bad, in turn as many different ones as there are."""
+        with open(mpinfer.work / "in.jsonl", "wb") as out:
+            for i in range(rows):
+                body = {"model": "m", "prompt": f"row {i}", "max_tokens": 1 + i % 3, "temperature": 0}
+                good = {"custom_id": f"r{i}", "method": "POST", "url": "/v1/completions", "body": body}
+                out.write(lines[i // 80 % len(lines)] if i % 80 == 37 else json.dumps(good).encode())
+                out.write(b"\n")
+        return mpinfer(None, "--chat-template", "chat.jinja", "--kv-cache-memory-bytes", "2MiB", *arguments, layout=(2, 1, 1), code=3)
+
     rows = 10_000
-    with open(mpinfer.work / "in.jsonl", "w") as out:
-        for i in range(rows):
-            row = {"custom_id": f"r{i}", "method": "POST", "url": "/v1/completions",
-                   "body": {"model": "m", "prompt": f"row {i}", "max_tokens": 1 + i % 3, "temperature": 0}}
-            if i % 100 == 37:
-                around, inside, _, _ = FAULTS[i // 100 % len(FAULTS)]
-                row.update(around)
-                if row["body"] is not None:
-                    row["body"].update(inside)
-            out.write(json.dumps(row) + "\n")
-    before = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    answers = mpinfer(None, layout=(2, 1, 1), code=3)
+    with MemoryWatch(mpinfer) as samples:
+        answers = run(rows)
     expect(len(answers) == rows, f"{len(answers)} rows")
+    messages = set()
     for i, answer in enumerate(answers):
-        expect(answer["custom_id"] == f"r{i}" and answer["index"] == i, f"line {i + 1}: {answer}")
-        if i % 100 == 37:
-            _, _, code, param = FAULTS[i // 100 % len(FAULTS)]
-            error = answer["error"]
-            expect(answer["response"] is None and error["code"] == code and error["line"] == i + 1, f"{answer}")
-            expect(param is None or error["param"] == param, f"{answer}")
-        else:
-            expect(answer["error"] is None and answer["response"]["body"]["usage"]["completion_tokens"] > 0, f"{answer}")
-    peak = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss
-    expect(peak < max(before, 600_000), f"{peak} KiB at the peak")
-    separate = mpinfer(None, "--errors", "separate", "--limit", 200, code=3)
+        expect(answer["index"] == i, f"line {i + 1}: {answer}")
+        error = answer["error"]
+        if i % 80 != 37:
+            expect(answer["custom_id"] == f"r{i}" and error is None, f"{answer}")
+            expect(answer["response"]["body"]["usage"]["completion_tokens"] > 0, f"{answer}")
+            continue
+        row, code, param = found[i // 80 % len(found)]
+        expect(answer.get("response") is None and error["code"] == code and error["line"] == i + 1, f"{row}: {answer}")
+        expect(param is None or error["param"] == param, f"{row}: {answer}")
+        messages.add(error["message"])
+    expect(len(messages) > 90, f"only {len(messages)} different messages")
+    # Flat: while rows run, nothing grows with those that are done.
+    running = [memory for done, memory in samples if 0 < done < samples[-1][0]]
+    expect(len(running) > 4 and max(running[-3:]) < running[0] + 6144, f"KiB of the largest rank while rows ran: {running}")
+    separate = run(200, "--errors", "separate")
     errors = [json.loads(line) for line in (mpinfer.work / "out.jsonl.errors").read_text().splitlines()]
-    expect(len(separate) == 198 and [e["index"] for e in errors] == [37, 137], f"{len(separate)} and {errors}")
+    expect(len(separate) == 197 and [e["index"] for e in errors] == [37, 117, 197], f"{len(separate)} and {errors}")
 
 
 # ---- inputs that are written out first
