@@ -4,11 +4,13 @@
 // schema's order; no members beyond the schema's; every string valid Unicode. Values that the
 // schema says nothing of nest at most kFreeDepth deep, a json_object kObjectDepth.
 //
-// Keywords: type (one or a list), properties, required, additionalProperties (false), items,
-// minItems, maxItems, enum, const, anyOf, $ref to #/$defs/NAME or #/definitions/NAME without
-// recursion, pattern or minLength and maxLength; annotations are passed over (title, description,
-// default, examples, deprecated, readOnly, writeOnly, $schema, $id, $comment, $defs, definitions).
-// Every other keyword is unsupported, with its name and path.
+// Keywords: type (one or a list), properties, required, additionalProperties (false, or a schema
+// where there are no properties), items, minItems, maxItems, enum, const, anyOf, oneOf (read as
+// anyOf), allOf of one schema, $ref to #/$defs/NAME or #/definitions/NAME without recursion;
+// pattern, or format (formats.h), or minLength and maxLength; minimum, maximum and their exclusive
+// forms. Annotations are passed over (title, description, default, examples, deprecated, readOnly,
+// writeOnly, $schema, $id, $comment, $defs, definitions, discriminator). Every other keyword is
+// unsupported, with its name and path.
 #pragma once
 
 #include <string>

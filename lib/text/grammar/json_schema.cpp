@@ -1,6 +1,7 @@
 #include <fmt/core.h>
 
 #include <algorithm>
+#include <cmath>
 #include <initializer_list>
 #include <map>
 #include <nlohmann/json.hpp>
@@ -8,7 +9,9 @@
 #include <set>
 
 #include "lib/core/log.h"
+#include "lib/text/grammar/formats.h"
 #include "lib/text/grammar/json_grammar.h"
+#include "lib/text/grammar/number_range.h"
 #include "lib/text/grammar/pattern.h"
 
 namespace mpinfer::text::grammar {
@@ -17,16 +20,34 @@ namespace {
 using Json = nlohmann::ordered_json;
 
 constexpr int32_t kMaxDigits = 18;  // of a number: an integer fits 64 bits
+constexpr double kMaxBound = 1e15;  // a double holds every whole number up to it
 constexpr size_t kMaxVisited = 20'000;
 constexpr size_t kMaxWritten = 1 << 17;
 
 constexpr std::string_view kAnnotations[] = {
-    "title",     "description", "default", "examples", "deprecated", "readOnly",
-    "writeOnly", "$schema",     "$id",     "$comment", "$defs",      "definitions"};
+    "title",   "description", "default",  "examples", "deprecated",  "readOnly",     "writeOnly",
+    "$schema", "$id",         "$comment", "$defs",    "definitions", "discriminator"};
+// number: of integers too.
 const std::map<std::string, std::string, std::less<>> kTypeOfKeyword = {
-    {"properties", "object"}, {"required", "object"},  {"additionalProperties", "object"},
-    {"items", "array"},       {"minItems", "array"},   {"maxItems", "array"},
-    {"pattern", "string"},    {"minLength", "string"}, {"maxLength", "string"}};
+    {"properties", "object"},
+    {"required", "object"},
+    {"additionalProperties", "object"},
+    {"items", "array"},
+    {"minItems", "array"},
+    {"maxItems", "array"},
+    {"pattern", "string"},
+    {"format", "string"},
+    {"minLength", "string"},
+    {"maxLength", "string"},
+    {"minimum", "number"},
+    {"maximum", "number"},
+    {"exclusiveMinimum", "number"},
+    {"exclusiveMaximum", "number"}};
+
+bool is_annotation(std::string_view keyword) {
+  return std::find(std::begin(kAnnotations), std::end(kAnnotations), keyword) !=
+         std::end(kAnnotations);
+}
 
 bool is_type(const Json& value, std::string_view type) {
   if (type == "integer") return value.is_number_integer();
@@ -101,7 +122,10 @@ class Reader {
     if (node.is_boolean() && node.get<bool>()) return free_value();
     if (!node.is_object()) return invalid(path, "must be an object");
     if (node.contains("$ref")) return reference(node, path, depth);
-    if (node.contains("anyOf")) return any_of(node, path, depth);
+    for (const char* keyword : {"anyOf", "oneOf"}) {
+      if (node.contains(keyword)) return any_of(node, keyword, path, depth);
+    }
+    if (node.contains("allOf")) return all_of(node, path, depth);
     if (node.contains("const")) {
       if (!only(node, path, {"const", "type"})) return text("");
       return values(node, {node["const"]}, path + "/const");
@@ -124,11 +148,9 @@ class Reader {
   bool only(const Json& node, const std::string& path,
             std::initializer_list<std::string_view> allowed) {
     for (const auto& [key, value] : node.items()) {
-      const std::string_view name = key;
-      const bool known = std::find(allowed.begin(), allowed.end(), name) != allowed.end() ||
-                         std::find(std::begin(kAnnotations), std::end(kAnnotations), name) !=
-                             std::end(kAnnotations);
-      if (known) continue;
+      const bool known =
+          std::find(allowed.begin(), allowed.end(), std::string_view(key)) != allowed.end();
+      if (known || is_annotation(key)) continue;
       unsupported(path + "/" + key, "is a keyword that is not supported here");
       return false;
     }
@@ -139,9 +161,9 @@ class Reader {
   std::vector<std::string> types_of(const Json& node, const std::string& path) {
     std::vector<std::string> types;
     if (!node.contains("type")) {
-      if (!only(node, path,
-                {"properties", "required", "additionalProperties", "items", "minItems", "maxItems",
-                 "pattern", "minLength", "maxLength"})) {
+      for (const auto& [key, value] : node.items()) {
+        if (is_annotation(key) || kTypeOfKeyword.contains(key)) continue;
+        unsupported(path + "/" + key, "is a keyword that is not supported here");
         return {};
       }
       for (const auto& [keyword, type] : kTypeOfKeyword) {
@@ -178,25 +200,23 @@ class Reader {
       if (key == "type") continue;
       const auto about = kTypeOfKeyword.find(key);
       const bool of_types = about != kTypeOfKeyword.end() &&
-                            std::find(types.begin(), types.end(), about->second) != types.end();
-      const bool annotation = std::find(std::begin(kAnnotations), std::end(kAnnotations), key) !=
-                              std::end(kAnnotations);
-      if (!of_types && !annotation)
+                            std::any_of(types.begin(), types.end(), [&](const std::string& each) {
+                              return about->second == (each == "integer" ? "number" : each);
+                            });
+      if (!of_types && !is_annotation(key))
         return unsupported(path + "/" + key, "is a keyword that is not supported here");
     }
     if (type == "object") return object(node, path, depth);
     if (type == "array") return array(node, path, depth);
     if (type == "string") return string(node, path);
-    if (type == "integer") return json_integer(kMaxDigits);
-    if (type == "number") return json_number(kMaxDigits);
+    if (type == "integer" || type == "number") return number(node, type == "integer", path);
     if (type == "boolean") return choice({text("true"), text("false")});
     return text("null");
   }
 
   ExprPtr object(const Json& node, const std::string& path, int depth) {
     const bool closed = node.contains("additionalProperties");
-    if (closed && !node["additionalProperties"].is_boolean())
-      return unsupported(path + "/additionalProperties", "must be true or false");
+    if (closed && !node["additionalProperties"].is_boolean()) return dictionary(node, path, depth);
     std::set<std::string> required;
     if (node.contains("required")) {
       if (!node["required"].is_array()) return invalid(path + "/required", "must be a list");
@@ -229,6 +249,59 @@ class Reader {
     return concat({text("{"), members(std::move(parts), std::move(flags), comma()), text("}")});
   }
 
+  // Members of any names, their values all of one schema.
+  ExprPtr dictionary(const Json& node, const std::string& path, int depth) {
+    const std::string where = path + "/additionalProperties";
+    for (const char* keyword : {"properties", "required"}) {
+      if (node.contains(keyword) && !node[keyword].empty())
+        return unsupported(where, fmt::format("must be true or false beside {}", keyword));
+    }
+    const ExprPtr value = schema(node["additionalProperties"], where, depth + 1);
+    if (error_) return text("");
+    return concat(
+        {text("{"), list(concat({json_string(), colon(), value}), comma(), 0, -1), text("}")});
+  }
+
+  // A whole number of kMaxDigits digits at most; of integers what a fraction leaves.
+  void bound(const Json& node, const std::string& path, const char* keyword, bool low, bool integer,
+             NumberRange* range) {
+    if (!node.contains(keyword)) return;
+    const Json& given = node[keyword];
+    const std::string where = path + "/" + keyword;
+    if (!given.is_number()) {
+      invalid(where, "must be a number");
+      return;
+    }
+    const auto value = given.get<double>();
+    const bool exclusive = std::string_view(keyword).starts_with("exclusive");
+    const bool whole = std::floor(value) == value;
+    if (std::abs(value) > kMaxBound) {
+      unsupported(where, fmt::format("is beyond {:.0f}", kMaxBound));
+    } else if (!whole && !integer) {
+      unsupported(where, "must be a whole number");
+    } else {
+      const auto bounded = static_cast<int64_t>(low ? std::ceil(value) : std::floor(value));
+      const bool open = exclusive && whole;
+      auto& side = low ? range->low : range->high;
+      bool& side_open = low ? range->low_open : range->high_open;
+      if (side && (low ? *side > bounded : *side < bounded)) return;
+      side_open = open || (side == bounded && side_open);
+      side = bounded;
+    }
+  }
+
+  ExprPtr number(const Json& node, bool integer, const std::string& path) {
+    NumberRange range;
+    bound(node, path, "minimum", true, integer, &range);
+    bound(node, path, "exclusiveMinimum", true, integer, &range);
+    bound(node, path, "maximum", false, integer, &range);
+    bound(node, path, "exclusiveMaximum", false, integer, &range);
+    if (error_) return text("");
+    if (!range.low && !range.high)
+      return integer ? json_integer(kMaxDigits) : json_number(kMaxDigits);
+    return integer ? integer_in(range, kMaxDigits) : number_in(range, kMaxDigits);
+  }
+
   ExprPtr array(const Json& node, const std::string& path, int depth) {
     const auto [min, max] = range(node, path, "minItems", "maxItems", kMaxItems);
     const ExprPtr item =
@@ -238,19 +311,31 @@ class Reader {
 
   ExprPtr string(const Json& node, const std::string& path) {
     const bool limited = node.contains("minLength") || node.contains("maxLength");
-    if (node.contains("pattern")) {
-      if (limited) return unsupported(path + "/pattern", "beside minLength or maxLength");
-      if (!node["pattern"].is_string()) return invalid(path + "/pattern", "must be a string");
-      const std::string given = node["pattern"].get<std::string>();
-      num_written_ += given.size();
-      if (num_written_ > kMaxWritten) return literal("", path);
-      auto pattern = read_pattern(given, param_);
-      if (!pattern)
-        return refuse(pattern.error().code.c_str(), path + "/pattern", pattern.error().message);
-      return concat({text("\""), inside_json_string(*pattern), text("\"")});
+    for (const char* keyword : {"pattern", "format"}) {
+      if (!node.contains(keyword)) continue;
+      const std::string where = path + "/" + keyword;
+      if (limited || (node.contains("pattern") && node.contains("format")))
+        return unsupported(where, "beside another keyword of strings");
+      if (!node[keyword].is_string()) return invalid(where, "must be a string");
+      const std::string given = node[keyword].get<std::string>();
+      if (keyword == std::string_view("pattern")) return matching(given, where);
+      const auto pattern = pattern_of_format(given);
+      if (!pattern) {
+        return unsupported(where, fmt::format("is {}; known are {}",
+                                              printable(given.substr(0, 100)), known_formats()));
+      }
+      return matching(*pattern, where);
     }
     const auto [min, max] = range(node, path, "minLength", "maxLength", kMaxLength);
     return concat({text("\""), repeat(character(), min, max), text("\"")});
+  }
+
+  ExprPtr matching(const std::string& given, const std::string& where) {
+    num_written_ += given.size();
+    if (num_written_ > kMaxWritten) return literal("", where);
+    auto pattern = read_pattern(given, param_);
+    if (!pattern) return refuse(pattern.error().code.c_str(), where, pattern.error().message);
+    return concat({text("\""), inside_json_string(*pattern), text("\"")});
   }
 
   std::pair<int32_t, int32_t> range(const Json& node, const std::string& path, const char* low,
@@ -275,15 +360,25 @@ class Reader {
     return out;
   }
 
-  ExprPtr any_of(const Json& node, const std::string& path, int depth) {
-    if (!only(node, path, {"anyOf"})) return text("");
-    const Json& list = node["anyOf"];
-    if (!list.is_array() || list.empty())
-      return invalid(path + "/anyOf", "must be a list of schemas");
+  // oneOf is read as anyOf: that a value fits no second branch is not looked at.
+  ExprPtr any_of(const Json& node, const char* keyword, const std::string& path, int depth) {
+    if (!only(node, path, {keyword})) return text("");
+    const Json& branches = node[keyword];
+    if (!branches.is_array() || branches.empty())
+      return invalid(path + "/" + keyword, "must be a list of schemas");
     std::vector<ExprPtr> parts;
-    for (size_t i = 0; i < list.size() && !error_; ++i)
-      parts.push_back(schema(list[i], fmt::format("{}/anyOf/{}", path, i), depth + 1));
+    for (size_t i = 0; i < branches.size() && !error_; ++i)
+      parts.push_back(schema(branches[i], fmt::format("{}/{}/{}", path, keyword, i), depth + 1));
     return choice(std::move(parts));
+  }
+
+  ExprPtr all_of(const Json& node, const std::string& path, int depth) {
+    if (!only(node, path, {"allOf"})) return text("");
+    const std::string where = path + "/allOf";
+    if (!node["allOf"].is_array() || node["allOf"].empty())
+      return invalid(where, "must be a list of schemas");
+    if (node["allOf"].size() > 1) return unsupported(where, "has more than one schema");
+    return schema(node["allOf"][0], where + "/0", depth + 1);
   }
 
   ExprPtr reference(const Json& node, const std::string& path, int depth) {

@@ -11,6 +11,7 @@ structured random draws held to schemas, patterns and choices at every layout; b
 scores     continuations: the sums of what prompt_logprobs says
 """
 import argparse
+import datetime
 import gzip
 import json
 import math
@@ -404,7 +405,7 @@ def check_scores(mpinfer):
 
 
 SCHEMA = {"type": "object", "additionalProperties": False, "required": ["id", "tags"],
-          "properties": {"id": {"type": "integer"}, "note": {"type": "string", "maxLength": 5},
+          "properties": {"id": {"type": "integer", "minimum": -20, "maximum": 300}, "note": {"type": "string", "maxLength": 5},
                          "tags": {"type": "array", "items": {"enum": ["red", "green"]}, "minItems": 1, "maxItems": 2},
                          "ok": {"anyOf": [{"type": "boolean"}, {"$ref": "#/$defs/code"}]}},
           "$defs": {"code": {"type": "string", "pattern": "^[A-C]{2}\\d$"}}}
@@ -413,7 +414,7 @@ SCHEMA = {"type": "object", "additionalProperties": False, "required": ["id", "t
 def fits_schema(text):
     value = json.loads(text)
     order = [key for key in ("id", "note", "tags", "ok") if key in value]
-    return (list(value) == order and {"id", "tags"} <= set(value) and type(value["id"]) is int
+    return (list(value) == order and {"id", "tags"} <= set(value) and type(value["id"]) is int and -20 <= value["id"] <= 300
             and len(value.get("note", "")) <= 5 and 1 <= len(value["tags"]) <= 2 and set(value["tags"]) <= {"red", "green"}
             and (isinstance(value.get("ok", True), bool) or re.fullmatch(r"[A-C]{2}\d", value["ok"]) is not None))
 
@@ -452,7 +453,7 @@ def check_structured(mpinfer):
         expect(sum(rank["preemptions"] for rank in report["ranks"]) > 0, "nothing was preempted")
     # Error rows stand in place; the rows around them are answered.
     good = {"prompt": "x", "max_tokens": 20, "guided_choice": ["fine"]}
-    bad = [({"guided_json": {"type": "integer", "minimum": 3}}, "unsupported", "#/minimum"), ({"guided_regex": "(a"}, "invalid_param", "("),
+    bad = [({"guided_json": {"type": "integer", "multipleOf": 3}}, "unsupported", "#/multipleOf"), ({"guided_regex": "(a"}, "invalid_param", "("),
            ({"response_format": {"type": "grammar"}}, "unsupported", "grammar"), ({"guided_regex": "(a|b)*a(a|b){30}"}, "unsupported", "too large")]
     body = {"custom_id": "c", "method": "POST", "url": "/v1/completions", "body": {"model": "m", **good}}
     answers = mpinfer([row for asked, _, _ in bad for row in (good, {"prompt": "x", **asked})] + [body], code=3)
@@ -467,7 +468,7 @@ def check_configs(mpinfer):
     """The byte-level model sees their long prompts as many tokens: a longer context than its own is not needed."""
     (mpinfer.work / "chat.jinja").write_text(CHAT)
     examples = pathlib.Path(e2e.HERE).parents[1] / "configs"
-    names = [str(examples / f"{name}.jsonl") for name in ("chat", "openai_batch", "eval", "samples")]
+    names = [str(examples / f"{name}.jsonl") for name in ("chat", "openai_batch", "eval", "samples", "structured")]
     outputs = []
     for layout in ((1, 1, 1), (2, 1, 1), (1, 2, 1), (2, 2, 1)):
         answers = mpinfer(None, "--chat-template", "chat.jinja", "--seed", 3, inputs=names, layout=layout)
@@ -477,10 +478,16 @@ def check_configs(mpinfer):
         outputs.append(answers)
     expect(all(answers == outputs[0] for answers in outputs), "the layouts differ")
     answers = outputs[0]
-    expect(len(answers) == 7 and all(answer["error"] is None for answer in answers), f"{answers}")
+    expect(len(answers) == 10 and all(answer["error"] is None for answer in answers), f"{answers}")
     expect(answers[2]["response"]["body"]["object"] == "chat.completion", f"{answers[2]}")
     expect(answers[4]["prompt_logprobs"][0] is None and len(answers[5]["scores"]) == 2, f"{answers[4:6]}")
     expect(len(answers[6]["output"]) == 4, f"{answers[6]}")
+    order, phone, answer = answers[7:]
+    expect(all(row["finish_reason"] == "stop" for row in answers[7:]), f"{answers[7:]}")
+    value = json.loads(order["output"])
+    datetime.date.fromisoformat(value["day"])
+    expect(list(value) == ["item", "boxes", "day"] and value["item"] in ("tea", "coffee") and 1 <= value["boxes"] <= 99, f"{order}")
+    expect(re.fullmatch(r"\(\d{3}\) \d{3}-\d{4}", phone["output"]) and answer["output"] in ("yes", "no"), f"{answers[8:]}")
 
 
 GROUPS = {"oracle": check_oracle, "configs": check_configs, "chi2": check_chi2, "openai": check_openai, "batch": check_batch, "spool": check_spool,
