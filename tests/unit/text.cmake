@@ -9,3 +9,6 @@ mpinfer_test(unit_text
   LINKS mpinfer_text)
 target_compile_definitions(unit_text PRIVATE MPINFER_TOKENIZERS="${CMAKE_CURRENT_SOURCE_DIR}/unit/text/tokenizers"
   MPINFER_TEMPLATES="${CMAKE_CURRENT_SOURCE_DIR}/unit/text/templates")
+
+add_executable(bench_grammar "${CMAKE_SOURCE_DIR}/scripts/bench/grammar.cpp")
+target_link_libraries(bench_grammar PRIVATE mpinfer_text)

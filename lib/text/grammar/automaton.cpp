@@ -7,6 +7,7 @@
 #include <unordered_map>
 
 #include "lib/text/grammar/nfa.h"
+#include "lib/text/grammar/plain_runs.h"
 
 namespace mpinfer::text::grammar {
 
@@ -37,6 +38,11 @@ class Determinizer {
 
   Automaton take() {
     trim();
+    out_.plain_runs_ =
+        plain_runs({.step = [this](uint16_t state, uint8_t byte) { return out_.step(state, byte); },
+                    .classes = out_.classes_,
+                    .num_states = sets_.size(),
+                    .dead = Automaton::kDead});
     return std::move(out_);
   }
 

@@ -32,8 +32,12 @@ class Automaton {
   }
   bool may_end(State state) const { return may_end_[state]; }
   int64_t num_states() const { return static_cast<int64_t>(may_end_.size()); }
-  int64_t bytes() const { return static_cast<int64_t>(transitions_.size() * sizeof(State)); }
+  int64_t bytes() const {
+    return static_cast<int64_t>(transitions_.size() * sizeof(State) + plain_runs_.size());
+  }
   bool matches(std::string_view text) const;
+  // How many plain characters may follow, whichever they are (plain_runs.h).
+  int plain_run(State state) const { return plain_runs_[state]; }
 
  private:
   friend class Determinizer;
@@ -41,6 +45,7 @@ class Automaton {
   size_t num_classes_ = 0;
   std::vector<State> transitions_;  // [state][class]
   std::vector<bool> may_end_;
+  std::vector<int8_t> plain_runs_;
   State start_ = 0;
 };
 

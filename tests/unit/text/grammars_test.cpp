@@ -82,36 +82,57 @@ TEST_CASE("masks: every token, against the automaton byte by byte") {
   const auto tokenizer = Tokenizer::load(small_tokenizer_path("gpt2"));
   const int32_t size = tokenizer->vocab_size();
   Grammars grammars(*tokenizer, size + 1, {size});
-  const GrammarSpec spec{Kind::kRegex, "[^e]*(the|in)+"};
-  const auto made = compile(spec, "f");
-  REQUIRE(made);
-  for (const std::string prefix : {"", "t", "th", "the", "in th", "\xC3"}) {
-    const auto matcher = grammars.start(spec);
-    Automaton::State state = made->start();
-    for (const char c : prefix) {
-      const std::string byte(1, c);
+  struct Case {
+    std::string pattern;
+    std::vector<std::string> prefixes;
+  };
+  // Strings of JSON as a schema writes them, of few characters and of many; then characters that
+  // are not all alike, at once or later.
+  const std::string character = R"([^\x00-\x1f"\\])";
+  const Case cases[] = {
+      {"[^e]*(the|in)+", {"", "t", "th", "the", "in th", "\xC3"}},
+      {"\"" + character + "{0,4}\"", {"", "\"", "\"ab", "\"abcd", "\"\xC3"}},
+      {"\"" + character + "*\"", {"", "\"", "\"abc\xE2\x82"}},
+      {"\"(" + character + "|\\\\[nt]){0,90}\"", {"\"", "\"a\\", "\"abcdefghijklmn"}},
+      {character + "{3}[a-m]*", {"", "a", "ab", "abc"}},
+      {".{2,40}", {"", "a", "ab"}},
+      {"(.|\n){5}x?", {"", "abc", "abcde"}},
+      {"[ -~]{0,60}", {"", "a"}},
+      {"[^é]*", {"", "\xC3"}},
+  };
+  for (const Case& each : cases) {
+    const GrammarSpec spec{Kind::kRegex, each.pattern};
+    INFO(each.pattern);
+    const auto made = compile(spec, "f");
+    REQUIRE(made);
+    for (const std::string& prefix : each.prefixes) {
+      const auto matcher = grammars.start(spec);
+      Automaton::State state = made->start();
+      for (const char c : prefix) {
+        const std::string byte(1, c);
+        for (int32_t id = 0; id < size; ++id) {
+          if (tokenizer->bytes_of(id, false) != byte) continue;
+          matcher->advance(id);
+          break;
+        }
+        state = made->step(state, static_cast<uint8_t>(c));
+      }
+      const auto bits = matcher->allowed();
+      int wrong = 0;
       for (int32_t id = 0; id < size; ++id) {
-        if (tokenizer->bytes_of(id, false) != byte) continue;
-        matcher->advance(id);
-        break;
+        const std::string bytes = tokenizer->bytes_of(id, false);
+        Automaton::State at = state;
+        for (const char c : bytes) {
+          if (at != Automaton::kDead) at = made->step(at, static_cast<uint8_t>(c));
+        }
+        const bool fits = !bytes.empty() && at != Automaton::kDead;
+        wrong += allowed(*bits, id) != fits ? 1 : 0;
       }
-      state = made->step(state, static_cast<uint8_t>(c));
+      INFO(prefix);
+      CHECK(wrong == 0);
+      CHECK(allowed(*bits, size) == made->may_end(state));
+      CHECK(grammars.start(spec)->allowed()->size() == bits->size());
     }
-    const auto bits = matcher->allowed();
-    int wrong = 0;
-    for (int32_t id = 0; id < size; ++id) {
-      const std::string bytes = tokenizer->bytes_of(id, false);
-      Automaton::State at = state;
-      for (const char c : bytes) {
-        if (at != Automaton::kDead) at = made->step(at, static_cast<uint8_t>(c));
-      }
-      const bool fits = !bytes.empty() && at != Automaton::kDead;
-      wrong += allowed(*bits, id) != fits ? 1 : 0;
-    }
-    INFO(prefix);
-    CHECK(wrong == 0);
-    CHECK(allowed(*bits, size) == made->may_end(state));
-    CHECK(grammars.start(spec)->allowed()->size() == bits->size());
   }
 }
 
