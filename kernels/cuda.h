@@ -26,12 +26,12 @@ void embedding(cudaStream_t stream, const View& out, int64_t rows, int64_t cols,
 void add_norm(cudaStream_t stream, const View& out, const View& residual, const View& x,
               int64_t rows, int64_t cols, float scale, const float* weight, float eps);
 constexpr int kMostPeers = 8;
-constexpr int kPeerSumBlocks = 1024;  // at most
+constexpr int kPeerSumBlocks = 1024;                                         // at most
 constexpr int64_t kPeerSumFlags = 2 * int64_t{kPeerSumBlocks} * kMostPeers;  // u32, zero at first
 
 // residual += scale * sum over ranks of partial, for this rank's rows alone; out of every rank =
-// rms_norm(residual) * weight. Pointers of all ranks as this one sees them; every rank calls it with
-// the same rows, cols and round, which grows by one a call.
+// rms_norm(residual) * weight. Pointers of all ranks as this one sees them; every rank calls it
+// with the same rows, cols and round, which grows by one a call.
 struct PeerSumArgs {
   int rank = 0;
   int size = 1;

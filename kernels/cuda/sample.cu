@@ -1,124 +1,17 @@
-// Greedy maximum over a tile of logits, and one draw from a row of logits. The draw's definition is
-// the CPU's (kernels/cpu/draw.h): weights w = exp((x - max) / temperature) in f32, min_p, top_k,
-// top_p, then the survivors by ascending id. Masses are summed as integers (w * 2^44), so every
-// order of summation gives the same total and the draw does not depend on scheduling.
+// One draw from a row of logits. Its definition is the CPU's (kernels/cpu/draw.h): weights w =
+// exp((x - max) / temperature) in f32, min_p, top_k, top_p, then the survivors by ascending id.
+// Masses are summed as integers (w * 2^44), so every order of summation gives the same total and
+// the draw does not depend on scheduling.
+#include "kernels/cuda/device/best.cuh"
 #include "kernels/cuda/device/common.cuh"
 #include "lib/core/philox.h"
 
 namespace mpinfer::kernels::cuda {
 namespace {
 
-constexpr int kMaxThreads = 256;
 constexpr int kDrawThreads = 1024;
 constexpr int kBins = 2048;
 constexpr int kMostListed = 3072;  // weights of one bin that are looked at together
-
-__device__ bool better(float value, int32_t id, float than, int32_t than_id) {
-  return value > than || (value == than && id < than_id);
-}
-
-struct Best {
-  float value = -INFINITY;
-  int32_t id = INT32_MAX;
-  bool has_nan = false;
-
-  __device__ void take(float x, int32_t i) {
-    has_nan = has_nan || x != x;
-    if (better(x, i, value, id)) {
-      value = x;
-      id = i;
-    }
-  }
-  __device__ void merge(const Best& other) {
-    has_nan = has_nan || other.has_nan;
-    if (better(other.value, other.id, value, id)) {
-      value = other.value;
-      id = other.id;
-    }
-  }
-};
-
-// The block's best, on every thread.
-__device__ Best block_best(Best mine) {
-  __shared__ float values[32];
-  __shared__ int32_t ids[32];
-  __shared__ int nan;
-  if (threadIdx.x == 0) nan = 0;
-  __syncthreads();
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    Best other;
-    other.value = __shfl_xor_sync(0xffffffffU, mine.value, offset);
-    other.id = __shfl_xor_sync(0xffffffffU, mine.id, offset);
-    other.has_nan = __shfl_xor_sync(0xffffffffU, mine.has_nan ? 1 : 0, offset) != 0;
-    mine.merge(other);
-  }
-  if (threadIdx.x % 32 == 0) {
-    values[threadIdx.x / 32] = mine.value;
-    ids[threadIdx.x / 32] = mine.id;
-    if (mine.has_nan) nan = 1;
-  }
-  __syncthreads();
-  Best best;
-  for (unsigned w = 0; w < blockDim.x / 32; ++w) {
-    if (better(values[w], ids[w], best.value, best.id)) {
-      best.value = values[w];
-      best.id = ids[w];
-    }
-  }
-  best.has_nan = nan != 0;
-  __syncthreads();
-  return best;
-}
-
-__global__ void max_tile_kernel(MaxPair* out, const float* logits, int64_t stride, int32_t cols,
-                                int32_t first_id, bool first_tile) {
-  wait_for_previous();
-  const int64_t row = blockIdx.x;
-  const float* from = logits + row * stride;
-  Best best;
-  if (stride % 4 == 0) {
-    const int32_t quads = cols / 4;
-    for (int32_t q = static_cast<int32_t>(threadIdx.x); q < quads; q += kMaxThreads) {
-      const auto x = reinterpret_cast<const float4*>(from)[q];
-      best.take(x.x, first_id + 4 * q);
-      best.take(x.y, first_id + 4 * q + 1);
-      best.take(x.z, first_id + 4 * q + 2);
-      best.take(x.w, first_id + 4 * q + 3);
-    }
-    for (int32_t c = quads * 4 + static_cast<int32_t>(threadIdx.x); c < cols; c += kMaxThreads) {
-      best.take(from[c], first_id + c);
-    }
-  } else {
-    for (int32_t c = static_cast<int32_t>(threadIdx.x); c < cols; c += kMaxThreads)
-      best.take(from[c], first_id + c);
-  }
-  best = block_best(best);
-  if (threadIdx.x != 0) return;
-  if (best.id == INT32_MAX) best.id = first_id;  // nothing above -inf: the lowest id
-  if (!first_tile) {
-    const MaxPair old = out[row];
-    if (old.id < 0) return;
-    if (!better(best.value, best.id, old.value, old.id)) {
-      best.value = old.value;
-      best.id = old.id;
-    }
-  }
-  out[row] = {best.value, best.has_nan ? -1 : best.id};
-}
-
-__global__ void merge_max_kernel(int32_t* ids, const MaxPair* gathered, int32_t parts,
-                                 int64_t rows) {
-  wait_for_previous();
-  const int64_t r = int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
-  if (r >= rows) return;
-  MaxPair best = gathered[r];
-  for (int32_t part = 1; part < parts && best.id >= 0; ++part) {
-    const MaxPair other = gathered[part * rows + r];
-    if (other.id < 0 || better(other.value, other.id, best.value, best.id)) best = other;
-  }
-  ids[r] = best.id;
-}
 
 // Bans → bias → repetition → frequency → presence. True: the row holds a NaN.
 __device__ bool adjust(float* logits, const SampleRow& row, const LogitAdjustment& a) {
@@ -541,17 +434,6 @@ __global__ void __launch_bounds__(kDrawThreads)
 }
 
 }  // namespace
-
-void max_tile(cudaStream_t stream, MaxPair* out, const float* logits, int64_t stride, int64_t rows,
-              int64_t cols, int32_t first_id, bool first_tile) {
-  launch(max_tile_kernel, static_cast<unsigned>(rows), kMaxThreads, 0, stream, out, logits, stride,
-         static_cast<int32_t>(cols), first_id, first_tile);
-}
-
-void merge_max(cudaStream_t stream, int32_t* ids, const MaxPair* gathered, int32_t parts,
-               int64_t rows) {
-  launch(merge_max_kernel, blocks_for(rows, 256), 256, 0, stream, ids, gathered, parts, rows);
-}
 
 void sample(cudaStream_t stream, int32_t* ids, float* logits, int64_t stride, int64_t rows,
             int32_t cols, const SampleRow* params, const int32_t* adjustment_offsets,
