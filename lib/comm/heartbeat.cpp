@@ -35,8 +35,12 @@ Heartbeat::Heartbeat(const HostComm& world, double first_seconds, double step_se
 
 Heartbeat::~Heartbeat() {
   if (std::uncaught_exceptions() != 0) return;
-  for (int turn = 0; under_way_ && !under_way_->test() && turn < 100; ++turn) {
-    std::this_thread::sleep_for(std::chrono::milliseconds(1));
+  try {
+    for (int turn = 0; under_way_ && !under_way_->test() && turn < 100; ++turn) {
+      std::this_thread::sleep_for(std::chrono::milliseconds(1));
+    }
+  } catch (const Error&) {
+    // The neighbour died at the very end; nobody waits for it any more.
   }
 }
 

@@ -1,6 +1,7 @@
 #include "lib/comm/ulfm.h"
 
 #include <dlfcn.h>
+#include <unistd.h>
 
 #include <algorithm>
 #include <chrono>
@@ -20,6 +21,10 @@ constexpr int kProcFailed = 75;
 constexpr int kProcFailedPending = 76;
 constexpr int kRevoked = 77;
 constexpr int kFaultToleranceKey = 12;  // MPI_FT, a predefined attribute: 1 under --with-ft
+
+// A rank that cannot leave what it was doing, because its device hangs, is lost too: it ends by a
+// signal, which the launcher tells the others; they wait for it in agree().
+constexpr unsigned kSecondsToUnwind = 60;
 
 struct Calls {
   int (*revoke)(MPI_Comm) = nullptr;
@@ -83,6 +88,7 @@ void forget(MPI_Comm comm) {
 
 void note_loss(int status) {
   if (!survives_lost_ranks() || !is_loss(status)) return;
+  if (!loss_noted) ::alarm(kSecondsToUnwind);
   loss_noted = true;
   has_lost = true;
   for (const MPI_Comm comm : shared) calls().revoke(comm);
@@ -117,6 +123,7 @@ bool lost_ranks(const HostComm& world, double seconds) {
 }
 
 int agree(const HostComm& world, int bits, double seconds) {
+  ::alarm(0);
   const auto start = Clock::now();
   calls().failure_ack(world.handle().comm);
   MPI_Request request = MPI_REQUEST_NULL;
