@@ -441,7 +441,7 @@ def check_kills(work):
                 except ProcessLookupError:
                     pass
         try:
-            code = process.wait(90)
+            code = process.wait(300)  # minutes, for machines that others keep busy
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             raise Failure(f"kill {killed}: {what} hangs (seed {seed})\n{work.log()}")
