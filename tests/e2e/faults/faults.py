@@ -198,13 +198,13 @@ def check_small_disk(work):
     work.write_rows([{"prompt": "a" * 50, "max_tokens": 40, "filler": "x" * 2000} for _ in range(1500)])
     reference = work.reference()
     script = f"""mount -t tmpfs -o size=2m none {out} || exit 99
-"$@"; echo "first $?"
+timeout -k 5 90 "$@"; echo "first $?"
 test -e {out}/out.jsonl && echo torn
-mount -o remount,size=64m {out} && "$@"; echo "second $?"
+mount -o remount,size=64m {out} && timeout -k 5 90 "$@"; echo "second $?"
 cp {out}/out.jsonl {work.folder}/copy.jsonl; ls {out} {out}/*.run"""
     command = work.command(0, out="out/out.jsonl")
     done = subprocess.run(["unshare", "-m", "sh", "-c", script, "sh", *command], cwd=work.folder, capture_output=True, text=True,
-                          timeout=120, env=resume.clean_environment())
+                          timeout=240, env=resume.clean_environment())
     if done.returncode == 99 or "unshare:" in done.stderr:
         print("      case 18 (a small tmpfs) skipped: no mount namespaces here", flush=True)
         return
