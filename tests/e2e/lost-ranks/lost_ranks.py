@@ -145,10 +145,10 @@ def check_ends(job):
 
 def check_engine(job):
     """The real engine, small models: replicas alone, stages and slices; a rank dies while it computes."""
-    reference = job.fresh_rows(300)
+    reference = job.fresh_rows(1500)
     for ranks, arguments, victim in ((3, ("-dp", 3), 1), (4, ("-dp", 2, "-tp", 2), 0), (4, ("-dp", 2, "-pp", 2), 2)):
         job.clear()
-        job.run(ranks, *arguments, "--max-num-seqs", 4, code=0, environment={"MPINFER_FAULTS": f"turn:40:kill@{victim}"})
+        job.run(ranks, *arguments, "--max-num-seqs", 4, code=0, environment={"MPINFER_FAULTS": f"turn:10:kill@{victim}"})
         job.check_lost(reference, [victim])
 
 
