@@ -3,6 +3,7 @@
 // journal record is invented. MPINFER_FUZZ_ROUNDS asks for more rounds than the default.
 #include <cstdlib>
 #include <filesystem>
+#include <map>
 #include <nlohmann/json.hpp>
 #include <random>
 
@@ -117,12 +118,124 @@ void check_passed_on(const std::string& line, const std::string& output) {
   }
 }
 
-void try_row(const std::string& line, const io::RowEntry& row, const job::RequestBuilder& builder) {
+// Of every field that rows have, one that is good, and what may stand there instead.
+const std::vector<std::pair<std::string, std::string>>& fields() {
+  static const std::vector<std::pair<std::string, std::string>> kFields = {
+      {"prompt", R"("p")"},
+      {"prompt_token_ids", "[5,6]"},
+      {"messages", R"([{"role":"user","content":"x"}])"},
+      {"tools", R"([{"type":"function"}])"},
+      {"tool_choice", R"("none")"},
+      {"documents", R"([{"text":"t"}])"},
+      {"chat_template_kwargs", R"({"k":1})"},
+      {"continuations", R"([" a","b"])"},
+      {"add_special_tokens", "false"},
+      {"max_tokens", "3"},
+      {"max_completion_tokens", "3"},
+      {"min_tokens", "1"},
+      {"temperature", "0.5"},
+      {"top_p", "0.5"},
+      {"top_k", "3"},
+      {"min_p", "0.5"},
+      {"seed", "7"},
+      {"n", "2"},
+      {"stop", R"(["z"])"},
+      {"stop_token_ids", "[7]"},
+      {"include_stop_str_in_output", "true"},
+      {"ignore_eos", "true"},
+      {"skip_special_tokens", "false"},
+      {"repetition_penalty", "1.5"},
+      {"frequency_penalty", "1"},
+      {"presence_penalty", "-1"},
+      {"logit_bias", R"({"5":1})"},
+      {"allowed_token_ids", "[5,6]"},
+      {"bad_words", R"(["a"])"},
+      {"logprobs", "true"},
+      {"top_logprobs", "2"},
+      {"prompt_logprobs", "0"},
+      {"response_format", R"({"type":"json_object"})"},
+      {"structured_outputs", R"({"regex":"a+"})"},
+      {"guided_json", R"({"type":"null"})"},
+      {"guided_regex", R"("[ab]{2}")"},
+      {"guided_choice", R"(["a"])"},
+      {"stream", "false"},
+      {"best_of", "2"},
+      {"echo", "false"},
+      {"modalities", R"(["text"])"},
+      {"reasoning_effort", R"("low")"},
+      {"user", R"("u")"},
+      {"model", R"("m")"},
+      {"surprise", "1"}};
+  return kFields;
+}
+
+std::string random_value(Random& random, int depth = 0) {
+  static const std::vector<std::string> kValues = {"null",
+                                                   "true",
+                                                   "false",
+                                                   "0",
+                                                   "-1",
+                                                   "1.5",
+                                                   "-0.0",
+                                                   "1e308",
+                                                   "9223372036854775807",
+                                                   "18446744073709551615",
+                                                   "\"\"",
+                                                   "\"5\"",
+                                                   "\"\\u0000\"",
+                                                   "\"{\"",
+                                                   "\"[a\"",
+                                                   "[]",
+                                                   "{}",
+                                                   "[259]",
+                                                   "[-1]",
+                                                   "[[5]]",
+                                                   "{\"5\":null}",
+                                                   "{\"type\":5}",
+                                                   "{\"role\":\"user\"}"};
+  const auto kind = random() % 8;
+  if (depth > 2 || kind > 2) return kValues[random() % kValues.size()];
+  std::string out;
+  for (auto n = random() % 4; n > 0; --n) {
+    if (!out.empty()) out += ',';
+    if (kind == 0) out += '"' + fields()[random() % fields().size()].first + "\":";
+    out += random_value(random, depth + 1);
+  }
+  return kind == 0 ? "{" + out + "}" : "[" + out + "]";
+}
+
+// A few members: most as they should be, some with any value.
+std::string random_members(Random& random) {
+  std::string out;
+  for (auto n = random() % 7; n > 0; --n) {
+    const auto& [name, good] = fields()[random() % fields().size()];
+    out += (out.empty() ? "\"" : ",\"") + name + "\":";
+    out += random() % 3 == 0 ? random_value(random) : good;
+  }
+  return "{" + out + "}";
+}
+
+std::string random_row(Random& random) {
+  std::string members = random_members(random);
+  if (random() % 3 == 0)
+    members.insert(1, R"("prompt":"p")" + std::string(members == "{}" ? "" : ","));
+  if (random() % 4 == 0) {
+    members.insert(1,
+                   R"("sampling_params":)" + random_members(random) + (members == "{}" ? "" : ","));
+  }
+  if (random() % 2 == 0) return members;
+  const char* url = random() % 2 == 0 ? "/v1/chat/completions" : "/v1/completions";
+  return std::string(R"({"custom_id":"c","url":")") + url + R"(","body":)" +
+         (random() % 9 == 0 ? random_value(random) : members) + "}";
+}
+
+void try_row(const std::string& line, const io::RowEntry& row, const job::RequestBuilder& builder,
+             job::OutputFormat format = job::OutputFormat::kFlat) {
   const auto request = builder.build(0, line);
   if (!request) {
     const std::string output = job::format_refusal(
         line, {.index = 5, .error = &request.error(), .file = "in", .line = row.line},
-        {.format = job::OutputFormat::kFlat});
+        {.format = format});
     const auto json = nlohmann::json::parse(output);
     CHECK(json.at("error").at("code") == request.error().code);
     CHECK(json.at("index") == 5);
@@ -140,9 +253,10 @@ void try_row(const std::string& line, const io::RowEntry& row, const job::Reques
       {.index = 5,
        .samples = std::vector<job::SampleAnswer>(samples, {&completion, line.substr(0, 50)}),
        .sampling = &request->sampling},
-      {.format = job::OutputFormat::kFlat, .token_ids = true});
+      {.format = format, .token_ids = true});
   CHECK(output.find('\n') == std::string::npos);
-  check_passed_on(line, output);
+  CHECK(nlohmann::json::accept(output));
+  if (format == job::OutputFormat::kFlat) check_passed_on(line, output);
 }
 
 }  // namespace
@@ -175,6 +289,36 @@ TEST_CASE("mutated JSONL") {
     }
   }
   CHECK(num_rows > 0);
+}
+
+TEST_CASE("fields of every name with values of every kind: a request or an error row") {
+  const auto tokenizer = tests::byte_tokenizer();
+  const tests::TemporaryDirectory directory;
+  const auto chat = text::ChatTemplate::load(
+      "", tests::write_text(directory / "t", "{% for m in messages %}{{ m.content }}{% endfor %}"));
+  text::grammar::Grammars grammars(*tokenizer, 259, {2});
+  Random random(5);
+  std::map<std::string, int> refused;
+  int accepted = 0;
+  for (int round = 0; round < rounds(20000); ++round) {
+    const std::string line = random_row(random);
+    INFO(line);
+    const job::RequestBuilder builder({.row_params = static_cast<job::RowParams>(round % 3),
+                                       .max_model_len = 64,
+                                       .vocab_size = 259,
+                                       .chat_template = round % 2 == 0 ? &chat : nullptr,
+                                       .grammars = &grammars},
+                                      round % 8 == 0 ? nullptr : tokenizer.get());
+    const auto request = builder.build(0, line);
+    accepted += request ? 1 : 0;
+    if (!request) ++refused[request.error().code];
+    try_row(line, {}, builder, job::OutputFormat::kAuto);
+    try_row(line, {}, builder, job::OutputFormat::kOpenAi);
+  }
+  CHECK(accepted > 1000);
+  for (const char* code : {"invalid_param", "unsupported", "empty_prompt", "template_error"})
+    CHECK(refused[code] > 20);
+  CHECK(refused.size() == 4);
 }
 
 TEST_CASE("mutated journals") {
