@@ -114,6 +114,19 @@ def check_oracle(mpinfer):
             total = sum(step["logprob"] for step in answer["logprobs"])
             expect(abs(total - answer["cumulative_logprob"]) < 1e-3, "cumulative_logprob is not the sum")
     expect(decided > 600, f"the oracle decided only {decided} steps")
+    # A penalty this large leaves what was in the prompt or drawn behind every other token of a positive logit.
+    seen = list(range(3, 60))
+    for answer in mpinfer([{"prompt_token_ids": seen, "temperature": 0, "max_tokens": 30, "ignore_eos": True, "repetition_penalty": 1e6}],
+                          "--return-token-ids"):
+        drawn = answer["output_token_ids"]
+        expect(len(drawn) == 30 and len(set(drawn)) == 30 and not set(drawn) & set(seen), f"repeated: {drawn}")
+    # A row's seed is all that its draws hang on; without one they hang on its place and on the run's seed.
+    draw = {"prompt": "seeded", "max_tokens": 20, "ignore_eos": True}
+    rows = [dict(draw, seed=5), draw, draw, dict(draw, seed=5), dict(draw, seed=6)]
+    first, place, other, again, third = (answer["output"] for answer in mpinfer(rows))
+    expect(first == again and len({first, place, other, third}) == 4, f"{[first, place, other, again, third]}")
+    reseeded = [answer["output"] for answer in mpinfer(rows, "--seed", 1)]
+    expect(reseeded[0] == first and reseeded[1] != place, f"{reseeded}")
     # Words: none of those banned is in the text, one at its own time and as a pair.
     free = mpinfer([dict(base, max_tokens=40)])[0]["output"]
     words = [c for c in dict.fromkeys(free) if c.isascii() and c.strip()][:4]
