@@ -45,13 +45,6 @@ RowError unsupported(std::string_view name, std::string_view why) {
   return {"unsupported", fmt::format("body.{} {}", name, why), std::string(name)};
 }
 
-const FieldValue* find(const RowFields& fields, std::string_view name) {
-  const auto found = fields.top.find(name);
-  const bool none =
-      found == fields.top.end() || std::holds_alternative<std::monostate>(found->second);
-  return none ? nullptr : &found->second;
-}
-
 bool is_true(const FieldValue* value) {
   return value != nullptr && std::holds_alternative<bool>(*value) && std::get<bool>(*value);
 }
@@ -80,22 +73,22 @@ std::optional<RowError> check_known(std::string_view body, bool chat) {
 // Fields that only their neutral value may have.
 std::optional<RowError> check_neutral(const OpenAiBody& row) {
   const RowFields& fields = row.fields;
-  if (is_true(find(fields, "stream"))) return unsupported("stream", "must be false in a batch");
-  if (is_true(find(fields, "echo"))) return unsupported("echo", "is not supported");
-  if (is_true(find(fields, "continue_final_message")))
+  if (is_true(fields.find("stream"))) return unsupported("stream", "must be false in a batch");
+  if (is_true(fields.find("echo"))) return unsupported("echo", "is not supported");
+  if (is_true(fields.find("continue_final_message")))
     return unsupported("continue_final_message", "is not supported");
-  if (find(fields, "suffix") != nullptr) return unsupported("suffix", "is not supported");
-  if (const FieldValue* best_of = find(fields, "best_of")) {
+  if (fields.find("suffix") != nullptr) return unsupported("suffix", "is not supported");
+  if (const FieldValue* best_of = fields.find("best_of")) {
     const auto* count = std::get_if<int64_t>(best_of);
     if (count == nullptr || *count != row.sampling.n.value_or(1))
       return unsupported("best_of", "must equal n");
   }
-  if (const FieldValue* modalities = find(fields, "modalities")) {
+  if (const FieldValue* modalities = fields.find("modalities")) {
     const auto* list = std::get_if<ArrayValue>(modalities);
     if (list == nullptr || list->strings != std::vector<std::string>{"text"})
       return unsupported("modalities", "must be [\"text\"]");
   }
-  if (const FieldValue* choice = find(fields, "tool_choice")) {
+  if (const FieldValue* choice = fields.find("tool_choice")) {
     if (!is_text(choice, "auto") && !is_text(choice, "none"))
       return unsupported("tool_choice", "must be auto or none: calls cannot be forced");
   }
@@ -135,7 +128,7 @@ Expected<OpenAiBody> OpenAiReader::read(std::string_view line) const {
   if (!fields) return tl::unexpected(std::move(fields.error()));
   row.fields = std::move(*fields);
   if (auto error = check_known(row.body, row.chat)) return tl::unexpected(std::move(*error));
-  const FieldValue* model = find(row.fields, "model");
+  const FieldValue* model = row.fields.find("model");
   if (!served_model_name_.empty() && !is_text(model, served_model_name_)) {
     return refuse("model_mismatch",
                   fmt::format("body.model is {}; this run serves {}",
@@ -144,7 +137,7 @@ Expected<OpenAiBody> OpenAiReader::read(std::string_view line) const {
                   "model");
   }
   for (const std::string& name : sampling_field_names()) {
-    const FieldValue* value = find(row.fields, name);
+    const FieldValue* value = row.fields.find(name);
     if (value == nullptr) continue;
     if (auto error = set_field(name, *value, vocab_size_, &row.sampling))
       return tl::unexpected(std::move(*error));
@@ -153,7 +146,7 @@ Expected<OpenAiBody> OpenAiReader::read(std::string_view line) const {
   auto structured = read_structured_fields(row.body);
   if (!structured) return tl::unexpected(std::move(structured.error()));
   row.sampling.structured = std::move(*structured);
-  row.with_tools = !is_text(find(row.fields, "tool_choice"), "none");
+  row.with_tools = !is_text(row.fields.find("tool_choice"), "none");
   row.reasoning_effort = text_member(row.body, "reasoning_effort");
   return row;
 }

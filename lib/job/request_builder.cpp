@@ -29,15 +29,8 @@ tl::unexpected<RowError> refuse(const char* code, std::string message,
   return tl::unexpected(RowError{code, std::move(message), std::string(param)});
 }
 
-const FieldValue* find(const RowFields& fields, std::string_view name) {
-  const auto found = fields.top.find(name);
-  if (found == fields.top.end() || std::holds_alternative<std::monostate>(found->second))
-    return nullptr;
-  return &found->second;
-}
-
 Expected<bool> add_special_tokens(const RowFields& fields, bool otherwise) {
-  const FieldValue* given = find(fields, "add_special_tokens");
+  const FieldValue* given = fields.find("add_special_tokens");
   if (given == nullptr) return otherwise;
   if (const auto* flag = std::get_if<bool>(given)) return *flag;
   return refuse(
@@ -118,7 +111,7 @@ Expected<SamplingFields> RequestBuilder::sampling_of(const RowFields& fields,
   if (options_.row_params == RowParams::kNone) return options_.defaults;
   if (options_.row_params == RowParams::kAuto) {
     for (const std::string& name : sampling_field_names()) {
-      const FieldValue* value = find(fields, name);
+      const FieldValue* value = fields.find(name);
       if (value == nullptr) continue;
       if (auto error = set_field(name, *value, options_.vocab_size, &row))
         return tl::unexpected(std::move(*error));
@@ -127,7 +120,7 @@ Expected<SamplingFields> RequestBuilder::sampling_of(const RowFields& fields,
     if (!structured) return tl::unexpected(std::move(structured.error()));
     row.structured = std::move(*structured);
   }
-  if (const FieldValue* nested = find(fields, "sampling_params")) {
+  if (const FieldValue* nested = fields.find("sampling_params")) {
     if (!std::holds_alternative<ObjectValue>(*nested)) {
       return refuse("invalid_param",
                     fmt::format("sampling_params is {}; it must be an object", type_name(*nested)),
@@ -249,9 +242,9 @@ Expected<RequestBuilder::Prompt> RequestBuilder::given_text(const RowFields& fie
 
 Expected<RequestBuilder::Prompt> RequestBuilder::prompt_of(const RowFields& fields,
                                                            std::string_view line) const {
-  if (const FieldValue* ids = find(fields, "prompt_token_ids"))
+  if (const FieldValue* ids = fields.find("prompt_token_ids"))
     return given_ids(*ids, "prompt_token_ids");
-  if (find(fields, "messages") == nullptr) return given_text(fields, line);
+  if (fields.find("messages") == nullptr) return given_text(fields, line);
   return chat({.messages = raw_member(line, "messages"),
                .tools = raw_member(line, "tools"),
                .documents = raw_member(line, "documents"),
@@ -260,10 +253,10 @@ Expected<RequestBuilder::Prompt> RequestBuilder::prompt_of(const RowFields& fiel
 }
 
 Expected<RequestBuilder::Prompt> RequestBuilder::prompt_of(const OpenAiBody& row) const {
-  if (const FieldValue* ids = find(row.fields, "prompt_token_ids"))
+  if (const FieldValue* ids = row.fields.find("prompt_token_ids"))
     return given_ids(*ids, "prompt_token_ids");
   if (row.chat) {
-    if (find(row.fields, "messages") == nullptr)
+    if (row.fields.find("messages") == nullptr)
       return refuse("invalid_param", "body.messages is missing", "messages");
     std::string kwargs(raw_member(row.body, "chat_template_kwargs"));
     const std::string_view add = raw_member(row.body, "add_generation_prompt");
@@ -283,7 +276,7 @@ Expected<RequestBuilder::Prompt> RequestBuilder::prompt_of(const OpenAiBody& row
                  .parse_arguments = true},
                 row.fields);
   }
-  const FieldValue* prompt = find(row.fields, "prompt");
+  const FieldValue* prompt = row.fields.find("prompt");
   if (prompt == nullptr) return refuse("invalid_param", "body.prompt is missing", "prompt");
   Prompt out;
   out.param = "prompt";
@@ -451,7 +444,7 @@ Expected<Request> RequestBuilder::build(int64_t index, std::string_view line,
                                         std::string* rendered) const {
   const Expected<RowFields> fields = picker_.pick(line);
   if (!fields) return tl::unexpected(fields.error());
-  if (find(*fields, "custom_id") != nullptr && find(*fields, "url") != nullptr) {
+  if (fields->find("custom_id") != nullptr && fields->find("url") != nullptr) {
     const Expected<OpenAiBody> body = openai_.read(line);
     if (!body) return tl::unexpected(body.error());
     const auto prompt = prompt_of(*body);
@@ -460,7 +453,7 @@ Expected<Request> RequestBuilder::build(int64_t index, std::string_view line,
   }
   const auto prompt = prompt_of(*fields, line);
   if (!prompt) return tl::unexpected(prompt.error());
-  if (const FieldValue* continuations = find(*fields, "continuations"))
+  if (const FieldValue* continuations = fields->find("continuations"))
     return score(index, *prompt, *continuations, *fields, line);
   const auto sampling = sampling_of(*fields, line);
   if (!sampling) return tl::unexpected(sampling.error());

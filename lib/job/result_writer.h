@@ -1,7 +1,6 @@
 // ResultWriter: completions and refused rows become output lines in the journal, a row's once all
-// its samples are there. Text is
-// detokenised and formatted by a thread of its own, away from the engine's loop; what that thread
-// meets is thrown by the next call.
+// its samples are there. Text is detokenised and formatted by a thread of its own, away from the
+// engine's loop; what that thread meets is thrown by the next call.
 #pragma once
 
 #include <chrono>

@@ -37,6 +37,12 @@ std::string_view type_name(const FieldValue& value) {
   return kNames[value.index()];
 }
 
+const FieldValue* RowFields::find(std::string_view name) const {
+  const auto found = top.find(name);
+  const bool none = found == top.end() || std::holds_alternative<std::monostate>(found->second);
+  return none ? nullptr : &found->second;
+}
+
 class FieldPicker::Handler : public nlohmann::json_sax<nlohmann::json> {
  public:
   explicit Handler(const FieldPicker& picker) : picker_(picker) {}

@@ -39,6 +39,9 @@ struct RowFields {
   std::map<std::string, FieldValue, std::less<>> top;     // top-level fields that were asked for
   std::map<std::string, FieldValue, std::less<>> nested;  // every field of sampling_params
   std::optional<FieldValue> prompt;                       // at --field
+
+  // A field of top; null: it is absent, or null.
+  const FieldValue* find(std::string_view name) const;
 };
 
 class FieldPicker {
