@@ -3,8 +3,9 @@
 with the bytes of an undisturbed run. slurm.py --binary MPINFER --simulated MPINFER_SIMULATED. Exit 77: it cannot start here.
 """
 import argparse
-import json
+import os
 import pathlib
+import shutil
 import subprocess
 import sys
 import tempfile
@@ -103,6 +104,57 @@ def check_srun(cluster, work, binary, simulated):
     cycle(cluster, work, "srun.sbatch", binary, simulated, [])
 
 
+# What apptainer and pyxis would do with an image, without one: their options are noted and dropped, the program runs outside.
+APPTAINER = """#!/usr/bin/env bash
+echo "apptainer $*" >>"$NOTES"
+[ "$1" = exec ] && [ "$2" = --bind ] || exit 64
+for path in ${3//,/ }; do [ -e "$path" ] || exit 65; done
+shift 4
+exec "$@"
+"""
+SRUN = """#!/usr/bin/env bash
+echo "srun $*" >>"$NOTES"
+rest=()
+for word in "$@"; do
+  case "$word" in --container-*|--no-container-*) ;; *) rest+=("$word") ;; esac
+done
+exec %s "${rest[@]}"
+"""
+
+
+def check_containers(cluster, work, binary, simulated):
+    """The recipes for Apptainer and pyxis with stand-ins for both: drained in the middle they end with 75, the same command ends
+    with 0 and the bytes of an undisturbed run; image and folders are handed over."""
+    listed = subprocess.run(["srun", "--mpi=list"], capture_output=True, text=True, env=cluster.environment)
+    if "pmix" not in listed.stdout + listed.stderr:
+        print("      containers: this Slurm has no PMIx plugin", flush=True)
+        return
+    work.binary = simulated
+    work.write_rows([row for row in rows(300, longest=100) if "top_p" not in row])
+    reference = work.reference()
+    tools, notes = work.folder / "tools", work.folder / "notes"
+    tools.mkdir()
+    for name, text in (("apptainer", APPTAINER), ("srun", SRUN % shutil.which("srun"))):
+        (tools / name).write_text(text)
+        (tools / name).chmod(0o755)
+    for recipe, image in (("apptainer.sbatch", "mpinfer.sif"), ("pyxis.sbatch", "mpinfer.sqsh")):
+        work.clear()
+        notes.unlink(missing_ok=True)
+
+        def start():
+            return Job(cluster, work, recipe, *small(recipe), binary=simulated, IMAGE=image, NOTES=str(notes),
+                       PATH=f"{tools}:{os.environ['PATH']}", ARGS="-dp 2 --max-num-seqs 8 --stop-before 0.2s",
+                       MPINFER_SIMULATED_STEP_US="8000")
+        job = start()
+        job.wait("rows in the journal", lambda: journalled(work) > 20 or job.state() in ENDED)
+        cluster.ask("scancel", "--signal=USR1", job.id)
+        job.end(75)
+        start().end()
+        work.check(reference)
+        told = notes.read_text()
+        expect(image in told and MODEL in told and str(work.folder.resolve()) in told, told)
+
+
 def check_array(cluster, work, binary, _):
     """Three shards and the job that waits for them, with the real engine."""
     work.binary = binary
@@ -150,7 +202,7 @@ def check_limit(cluster, work, binary, simulated):
     print("      starts ended with rows done: " + ", ".join(f"{a['exit_code']} with {a['rows_after']}" for a in attempts), flush=True)
 
 
-GROUPS = {"syntax": check_syntax, "mpirun": check_mpirun, "srun": check_srun, "array": check_array, "chain": check_chain}
+GROUPS = {"syntax": check_syntax, "mpirun": check_mpirun, "srun": check_srun, "containers": check_containers, "array": check_array, "chain": check_chain}
 SLOW = {"limit": check_limit}  # only when asked for
 
 
