@@ -155,7 +155,7 @@ std::vector<OptionSpec> make_table() {
       "prompt plus completion tokens of a row (default: the model's)",
       integer(&Options::max_model_len, 1, kMost32));
   add(engine, "max-num-seqs", "", "N",
-      "sequences running at once in a replica (default: by memory)",
+      "most sequences at once in a replica (default: 4096 on GPUs, where memory decides; 256)",
       integer(&Options::max_num_seqs, 1, 1 << 20));
   add(engine, "max-num-batched-tokens", "", "N",
       "token rows of one step (default: 8192, CUDA 16384)",

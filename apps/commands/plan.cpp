@@ -85,7 +85,7 @@ int plan_command(const Options& options, int world_size) {
   fmt::print("\nchosen: -dp {} -pp {} -tp {}{} ({})\n", chosen.layout.dp, chosen.layout.pp,
              chosen.layout.tp,
              chosen.layout.ep > 1 ? fmt::format(" --ep {}", chosen.layout.ep) : "", chosen.reason);
-  fmt::print("a rank holds {}; max-model-len {}, {} sequences at once\n", chosen.memory.sum,
+  fmt::print("a rank holds {}; max-model-len {}, up to {} sequences at once\n", chosen.memory.sum,
              chosen.memory.max_model_len, chosen.memory.max_num_seqs);
   return 0;
 }

@@ -129,7 +129,7 @@ void print_start(const comm::HostComm& world, const comm::Mesh& mesh, const plan
   }
   spdlog::info("layout dp {} pp {} tp {}{}: {}", plan.layout.dp, plan.layout.pp, plan.layout.tp,
                plan.layout.ep > 1 ? fmt::format(" ep {}", plan.layout.ep) : "", plan.reason);
-  spdlog::info("{}; max-model-len {}, {} sequences at once", plan.memory.sum,
+  spdlog::info("{}; max-model-len {}, up to {} sequences at once", plan.memory.sum,
                plan.memory.max_model_len, plan.memory.max_num_seqs);
   const job::InputSummary& input = session.input();
   if (input.num_without_max_tokens > 0 && input.num_rows > 0) {

@@ -34,7 +34,7 @@ struct PlanRequest {
   int64_t max_model_len = 0;  // 0: the model's, or what fits
   int64_t max_num_batched_tokens = 8192;
   int64_t kv_cache_memory_bytes = 0;  // 0: what is left (CUDA), what the input needs (CPU)
-  int32_t max_num_seqs = 0;           // 0: by memory
+  int32_t max_num_seqs = 0;           // 0: the backend's default
   DType activation = DType::kF32;
   Lengths lengths;
   int64_t num_rows = 0;  // of the whole job; 0: not known
