@@ -6,7 +6,7 @@
 // already on the next. The same arguments and results as expert_product, which other devices use.
 #include "kernels/cuda/device/experts.cuh"
 #include "kernels/cuda/device/handover.cuh"
-#include "kernels/cuda/device/warpgroup_wide.cuh"
+#include "kernels/cuda/device/warpgroup.cuh"
 
 namespace mpinfer::kernels::cuda {
 namespace {
