@@ -6,7 +6,7 @@
 #include <cstring>
 
 #include "kernels/cuda.h"
-#include "lib/backend/cuda_backend.h"
+#include "lib/backend/cuda_backend_impl.h"
 #include "lib/core/error.h"
 
 namespace mpinfer::comm {
@@ -18,12 +18,6 @@ constexpr int64_t kFlagBytes = cuda::kPeerSumFlags * 4;
 
 int64_t flags_at(int64_t bytes) {
   return (bytes + 255) / 256 * 256;
-}
-
-cuda::ElementType element_type(DType dtype) {
-  return dtype == DType::kF32   ? cuda::ElementType::kF32
-         : dtype == DType::kF16 ? cuda::ElementType::kF16
-                                : cuda::ElementType::kBF16;
 }
 
 }  // namespace
@@ -96,7 +90,7 @@ bool CudaPeers::sum_add_norm(Stream stream, const SumAddNorm& sum) {
   const backend::Matrix& residual = sum.residual;
   const int64_t bytes = partial.rows * partial.cols * mpinfer::size_of(partial.dtype);
   Region* region = region_of(partial.data, bytes);
-  const cuda::View kept{residual.data, residual.stride, element_type(residual.dtype)};
+  const cuda::View kept = backend::view(residual);
   if (region == nullptr || !cuda::peer_sum_takes(kept, partial.cols)) return false;
   MPINFER_CHECK(partial.stride == partial.cols && residual.rows == partial.rows &&
                     residual.cols == partial.cols && residual.dtype == partial.dtype,
@@ -130,11 +124,7 @@ bool CudaPeers::sum_add_norm(Stream stream, const SumAddNorm& sum) {
   args.eps = sum.eps;
   cuda::peer_sum(static_cast<cudaStream_t>(backend::cuda_stream(backend_, stream)), args,
                  num_processors_);
-  const cudaError_t status = cudaGetLastError();
-  if (status != cudaSuccess) {
-    throw Error(ExitCode::kPeerFailure,
-                fmt::format("sum over ranks: {}", cudaGetErrorString(status)));
-  }
+  backend::check_launch();
   return true;
 }
 
