@@ -62,68 +62,29 @@ class Model:
         return products + attention + kv + elementwise
 
 
-def simulate(model, rows, kv_tokens, budget, bandwidth, flops):
-    """rows: (prompt, output) tokens, none of them shared. Seconds of the whole run."""
-    waiting = list(reversed(rows))
-    prefilling = None              # [prompt rows left, prompt, output]
-    ends = {}                      # step -> [(prompt, output)]
-    running = context = held = 0   # decode rows, the tokens they read in the next step, KV reserved
-    seconds, number = 0.0, 0
-    while waiting or prefilling or running:
-        left = budget - running
-        started = []
-        prompt_rows = pairs = 0
-        while left > 0:
-            if prefilling is None:
-                if not waiting or held + sum(waiting[-1]) > kv_tokens:
-                    break
-                prompt, output = waiting.pop()
-                held += prompt + output
-                prefilling = [prompt, prompt, output]
-            now = min(left, prefilling[0])
-            pairs += now * (prefilling[1] - prefilling[0]) + now * (now + 1) // 2
-            prefilling[0] -= now
-            prompt_rows += now
-            left -= now
-            if prefilling[0] == 0:
-                started.append(tuple(prefilling[1:]))
-                prefilling = None
-        seconds += model.step(running + prompt_rows, running + len(started), context, pairs, bandwidth, flops)
-        context += running
-        for prompt, output in started:
-            ends.setdefault(number + output - 1, []).append((prompt, output))
-            running += 1
-            context += prompt + 1
-        for prompt, output in ends.pop(number, []):
-            running -= 1
-            context -= prompt + output
-            held -= prompt + output
-        number += 1
-    return seconds
-
-
-def simulate_without_reserve(model, rows, kv_tokens, budget, bandwidth, flops, reserve):
-    """As simulate, but a row is admitted when what the rows hold then, and a share of what they will grow by, fits; where the KV is
-    full the youngest row leaves, and its tokens are computed again when it comes back."""
-    waiting = [(prompt, output) for prompt, output in reversed(rows)]  # (tokens to compute first, tokens to draw)
-    running = []                                                     # oldest first: [tokens held, tokens to draw]
-    pending = None                                                   # [rows left, tokens, to draw]
+def simulate(model, rows, kv_tokens, budget, bandwidth, flops, reserve=1.0):
+    """rows: (prompt, output) tokens, none of them shared. Seconds of the whole run. A row is admitted when what the rows hold, and
+    a share of what they will grow by, fits; where the KV is full nevertheless the youngest row leaves, and its tokens are computed
+    again when it comes back."""
+    waiting = list(reversed(rows))  # (tokens to compute first, tokens to draw)
+    running = []                    # oldest first: [tokens held, tokens to draw]
+    pending = None                  # [rows left, tokens, to draw]
     seconds = 0.0
     while waiting or pending or running:
-        held = sum(row[0] for row in running)
-        while running and held + len(running) + (pending[1] - pending[0] if pending else 0) > kv_tokens:
-            tokens, draws = running.pop()
-            held -= tokens
-            waiting.append((tokens, draws))
-        growth = sum(row[1] for row in running)
+        held = sum(tokens for tokens, _ in running)
+        computed = pending[1] - pending[0] if pending else 0
+        while running and held + len(running) + computed > kv_tokens:
+            waiting.append(tuple(running.pop()))
+            held -= waiting[-1][0]
+        admitted = held + (pending[1] if pending else 0)
+        growth = sum(draws for _, draws in running) + (pending[2] if pending else 0)
         left, prompt_rows, pairs, started = budget - len(running), 0, 0, []
-        fill = held + len(running)
         while left > 0:
             if pending is None:
-                if not waiting or fill + waiting[-1][0] + reserve * (growth + waiting[-1][1]) > kv_tokens:
+                if not waiting or admitted + waiting[-1][0] + reserve * (growth + waiting[-1][1]) > kv_tokens:
                     break
                 tokens, draws = waiting.pop()
-                fill += tokens
+                admitted += tokens
                 growth += draws
                 pending = [tokens, tokens, draws]
             now = min(left, pending[0])
@@ -135,20 +96,15 @@ def simulate_without_reserve(model, rows, kv_tokens, budget, bandwidth, flops, r
                 started.append([pending[1] + 1, pending[2] - 1])
                 pending = None
         seconds += model.step(len(running) + prompt_rows, len(running) + len(started), held, pairs, bandwidth, flops)
-        for row in running:
-            row[0] += 1
-            row[1] -= 1
-        running = [row for row in running + started if row[1] > 0]
+        running = [[tokens + 1, draws - 1] for tokens, draws in running] + started
+        running = [row for row in running if row[1] > 0]
     return seconds
 
 
 def best_of(model, rows, kv_tokens, budget, bandwidth, flops):
-    """The shorter of both ways; without experts a larger batch does not pay for tokens that are computed again."""
-    seconds = simulate(model, rows, kv_tokens, budget, bandwidth, flops)
-    if model.experts:
-        for reserve in (0.0, 0.25, 0.5):
-            seconds = min(seconds, simulate_without_reserve(model, rows, kv_tokens, budget, bandwidth, flops, reserve))
-    return seconds
+    """The shortest of some ways to admit; without experts a larger batch does not pay for tokens that are computed again."""
+    reserves = (0.0, 0.25, 0.5, 1.0) if model.experts else (1.0,)
+    return min(simulate(model, rows, kv_tokens, budget, bandwidth, flops, reserve) for reserve in reserves)
 
 
 def lengths(workload, count, vocab):
