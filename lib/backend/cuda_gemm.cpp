@@ -113,11 +113,12 @@ CudaGemm::CudaGemm(bool deterministic, const std::string& gpu) : deterministic_(
   const cublasOperation_t transpose = CUBLAS_OP_T;
   MPINFER_CUBLAS(cublasLtMatmulDescSetAttribute(operation_, CUBLASLT_MATMUL_DESC_TRANSA, &transpose,
                                                 sizeof(transpose)));
+  if (!deterministic_) read_cache(gpu);
+  if (chosen_.empty()) return;
   int device = 0;
   MPINFER_CUDA(cudaGetDevice(&device));
   MPINFER_CUDA(
       cudaMalloc(&preload_memory_, static_cast<size_t>(2 * kPreloadBytes + kWorkspaceBytes)));
-  if (!deterministic_) read_cache(gpu);
   preloader_ = std::thread([this, device] { preload(device); });
 }
 
@@ -127,7 +128,7 @@ CudaGemm::~CudaGemm() {
     stopped_ = true;
   }
   changed_.notify_all();
-  preloader_.join();
+  if (preloader_.joinable()) preloader_.join();
   write_cache();
   cudaFree(preload_memory_);
   cublasLtMatmulDescDestroy(operation_);
@@ -170,7 +171,7 @@ void CudaGemm::read_cache(const std::string& gpu) {
 }
 
 void CudaGemm::expect(int64_t n, int64_t k) {
-  if (!expected_.emplace(n, k).second) return;
+  if (!preloader_.joinable() || !expected_.emplace(n, k).second) return;
   const std::lock_guard lock(mutex_);
   for (const auto& [key, algo] : chosen_) {
     if (std::get<0>(key) != n || std::get<1>(key) != k) continue;

@@ -86,7 +86,7 @@ class CudaGemm {
   std::deque<Kernel> to_preload_;  // the first one is being loaded
   bool stopped_ = false;
   void* preload_memory_ = nullptr;
-  std::thread preloader_;
+  std::thread preloader_;  // where earlier runs have chosen something
 };
 
 }  // namespace mpinfer::backend
