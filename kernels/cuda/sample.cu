@@ -190,9 +190,8 @@ __device__ void for_part(const float* logits, int32_t begin, int32_t end, bool q
   }
 }
 
-// The bin whose members lie about where the mass from the top reaches share of all, by the number
-// of members and the middle weight of each bin; then the nearest one above or below that has
-// members.
+// The bin in which the mass from the top reaches about this share of all, by the number of members
+// and the middle weight of each bin.
 __device__ int guess_bin(float share, DrawState& s) {
   __syncthreads();
   const int top = kBins - 1 - 2 * static_cast<int>(threadIdx.x);
@@ -215,6 +214,7 @@ __device__ int guess_bin(float share, DrawState& s) {
   return bin;
 }
 
+// The next bin above (step 1) or below (-1) that has members.
 __device__ int nearest_bin(int bin, int step, const DrawState& s) {
   do {
     bin += step;

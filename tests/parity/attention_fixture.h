@@ -13,6 +13,14 @@ struct Heads {
   int32_t head_dim = 64;
 };
 
+struct Case {
+  Heads heads;
+  int32_t block_size;
+  int32_t window;
+  float softcap;
+  bool sinks;
+};
+
 // Sequences with their whole q, k, v [tokens, heads * head_dim]; a batch is made of the last rows
 // of each.
 struct Sequence {

@@ -3,17 +3,6 @@
 #include "tests/parity/attention_fixture.h"
 
 namespace mpinfer::backend::parity {
-namespace {
-
-struct Case {
-  Heads heads;
-  int32_t block_size;
-  int32_t window;
-  float softcap;
-  bool sinks;
-};
-
-}  // namespace
 
 TEST_CASE("attention equals a double-precision loop for every feature, ragged lengths mixed") {
   const std::vector<Case> cases = {

@@ -14,7 +14,7 @@ std::vector<Maker> makers_and_half() {
   return list;
 }
 
-// A batch of chunks of one sequence and the heads' rows [begin, end) that they make of it.
+// count rows of a batch's output from first_row on.
 std::vector<float> rows_of(const std::vector<float>& out, int64_t first_row, int64_t count,
                            const Heads& heads) {
   const int64_t width = int64_t{heads.q} * heads.head_dim;
@@ -24,13 +24,6 @@ std::vector<float> rows_of(const std::vector<float>& out, int64_t first_row, int
 }  // namespace
 
 TEST_CASE("rows of many tiles equal a double-precision loop, wherever tiles and blocks end") {
-  struct Case {
-    Heads heads;
-    int32_t block_size;
-    int32_t window;
-    float softcap;
-    bool sinks;
-  };
   const std::vector<Case> cases = {
       {{.q = 3, .kv = 1, .head_dim = 128}, 48, 0, 0.0F, false},
       {{.q = 4, .kv = 2, .head_dim = 64}, 16, 150, 0.0F, true},

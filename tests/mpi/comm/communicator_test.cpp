@@ -20,6 +20,17 @@ std::unique_ptr<backend::Backend> one_thread_backend() {
   return backend::make_cpu_backend({.threads = 1});
 }
 
+WatchOptions patient(const HostComm& world) {
+  return {.first_seconds = 100, .step_seconds = 100, .rank = world.rank(), .host = host_name()};
+}
+
+// One for each of several ranks; says so on rank 0 otherwise.
+bool has_gpus(const HostComm& world) {
+  if (world.size() > 1 && backend::cuda_device_count() >= world.size()) return true;
+  if (world.rank() == 0) WARN("fewer CUDA devices than ranks: skipped");
+  return false;
+}
+
 // What the thread communicator makes of the sum over num_ranks.
 std::vector<float> sum_in_threads(int num_ranks, int* failures) {
   const auto backend = one_thread_backend();
@@ -117,13 +128,9 @@ class OnDevice final : public Communicator {
 
 TEST_CASE("the NCCL communicator, with the same bits on every rank", "[comm]") {
   const HostComm world = HostComm::world();
-  if (world.size() == 1 || backend::cuda_device_count() < world.size()) {
-    if (world.rank() == 0) WARN("fewer CUDA devices than ranks: skipped");
-    return;
-  }
+  if (!has_gpus(world)) return;
   const auto backend = backend::make_cuda_backend({.device = world.rank()});
-  Watch watch(
-      {.first_seconds = 100, .step_seconds = 100, .rank = world.rank(), .host = host_name()});
+  Watch watch(patient(world));
   const auto communicator = make_nccl_communicator(world, *backend, watch, "test");
   OnDevice on_device(*communicator, *backend);
   CHECK(run_conformance(on_device) == 0);
@@ -135,14 +142,10 @@ TEST_CASE("the NCCL communicator, with the same bits on every rank", "[comm]") {
 // Against an all-reduce with an add and a norm after it, on the same numbers.
 TEST_CASE("GPUs sum, add and norm through each other's memory", "[comm]") {
   const HostComm world = HostComm::world();
-  if (world.size() == 1 || backend::cuda_device_count() < world.size()) {
-    if (world.rank() == 0) WARN("fewer CUDA devices than ranks: skipped");
-    return;
-  }
+  if (!has_gpus(world)) return;
   const auto backend =
       backend::make_cuda_backend({.device = world.rank(), .activation_dtype = DType::kF32});
-  Watch watch(
-      {.first_seconds = 100, .step_seconds = 100, .rank = world.rank(), .host = host_name()});
+  Watch watch(patient(world));
   const auto communicator = make_nccl_communicator(world, *backend, watch, "tp");
   constexpr int64_t kMost = 700 * 4096;
   const backend::Buffer shared = communicator->allocate(2 * kMost * 4);
@@ -240,8 +243,7 @@ TEST_CASE("communicators of threads", "[comm]") {
 TEST_CASE("the MPI communicator, with the same bits as threads", "[comm]") {
   const auto backend = one_thread_backend();
   const HostComm world = HostComm::world();
-  Watch watch(
-      {.first_seconds = 100, .step_seconds = 100, .rank = world.rank(), .host = host_name()});
+  Watch watch(patient(world));
   const auto communicator = make_mpi_communicator(world, *backend, watch, "test");
   CHECK(communicator->size() == world.size());
   CHECK(run_conformance(*communicator) == 0);
