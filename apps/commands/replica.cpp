@@ -20,8 +20,8 @@ class Replica : public engine::Generator {
           const comm::Mesh& mesh, Device& device, comm::Watch& watch, TokenGrammars* grammars)
       : backend_(*device.backend) {
     const auto make = device.cuda ? comm::make_nccl_communicator : comm::make_mpi_communicator;
-    tp_ = make(mesh.tp, backend_, watch, "tp");
-    pp_ = make(mesh.pp, backend_, watch, "pp");
+    tp_ = make(mesh.tp, backend_, watch, "tp", comm::AxisUse::kCollectives);
+    pp_ = make(mesh.pp, backend_, watch, "pp", comm::AxisUse::kTransfers);
     const model::StageLayers stage = plan.stages[static_cast<size_t>(mesh.at.pp)];
     const model::ShardOf shard{stage,
                                mesh.layout.pp,
@@ -30,7 +30,7 @@ class Replica : public engine::Generator {
                                mesh.at.tp,
                                mesh.layout.ep,
                                mesh.layout.ep > 1 ? mesh.ep.rank() : 0};
-    ep_ = make(mesh.ep, backend_, watch, "ep");
+    ep_ = make(mesh.ep, backend_, watch, "ep", comm::AxisUse::kCollectives);
     const auto format =
         options.load_format == "dummy" ? model::LoadFormat::kDummy : model::LoadFormat::kAuto;
     weights_ = std::make_unique<model::StageWeights>(model::load_weights(

@@ -23,6 +23,10 @@ class Pending {
   virtual bool test() = 0;
 };
 
+// What an axis is for: collectives that kernels wait for, or transfers beside kernels (the stage
+// shift), which should leave the device to them.
+enum class AxisUse { kCollectives, kTransfers };
+
 struct Transfer {
   void* data = nullptr;
   int64_t bytes = 0;  // 0: none

@@ -154,7 +154,7 @@ class MpiCommunicator : public Communicator {
 }  // namespace
 
 std::unique_ptr<Communicator> make_mpi_communicator(const HostComm& comm, backend::Backend& backend,
-                                                    Watch& watch, const char* name) {
+                                                    Watch& watch, const char* name, AxisUse) {
   if (comm.size() == 1) return std::make_unique<SingleCommunicator>(backend);
   return std::make_unique<MpiCommunicator>(comm, backend, watch, name);
 }

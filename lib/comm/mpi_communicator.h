@@ -14,6 +14,6 @@ namespace mpinfer::comm {
 // name: the axis, for the deadline's report ("tp", "pp"); must be a literal. comm is duplicated.
 // Size 1 gives the communicator of one.
 std::unique_ptr<Communicator> make_mpi_communicator(const HostComm& comm, backend::Backend& backend,
-                                                    Watch& watch, const char* name);
+                                                    Watch& watch, const char* name, AxisUse use);
 
 }  // namespace mpinfer::comm

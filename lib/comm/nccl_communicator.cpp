@@ -13,6 +13,9 @@
 namespace mpinfer::comm {
 namespace {
 
+// A receive that waits for its sender keeps a multiprocessor a block, which products then lack.
+constexpr int kTransferBlocks = 2;
+
 ncclDataType_t nccl_type(DType dtype) {
   switch (dtype) {
     case DType::kF32:
@@ -42,7 +45,8 @@ class EventPending final : public Pending {
 
 class NcclCommunicator final : public Communicator {
  public:
-  NcclCommunicator(const HostComm& comm, backend::Backend& backend, Watch& watch, const char* name)
+  NcclCommunicator(const HostComm& comm, backend::Backend& backend, Watch& watch, const char* name,
+                   AxisUse use)
       : backend_(backend),
         watch_(watch),
         name_(name),
@@ -54,6 +58,7 @@ class NcclCommunicator final : public Communicator {
     comm.broadcast(&id, sizeof(id), 0);
     ncclConfig_t config = NCCL_CONFIG_INITIALIZER;
     config.blocking = 0;
+    if (use == AxisUse::kTransfers) config.maxCTAs = kTransferBlocks;
     const auto armed = watch_.arm("start of NCCL", -1);
     check(ncclCommInitRankConfig(&nccl_, size_, id, rank_, &config), "ncclCommInitRankConfig");
   }
@@ -216,9 +221,9 @@ class NcclCommunicator final : public Communicator {
 
 std::unique_ptr<Communicator> make_nccl_communicator(const HostComm& comm,
                                                      backend::Backend& backend, Watch& watch,
-                                                     const char* name) {
+                                                     const char* name, AxisUse use) {
   if (comm.size() == 1) return std::make_unique<SingleCommunicator>(backend);
-  return std::make_unique<NcclCommunicator>(comm, backend, watch, name);
+  return std::make_unique<NcclCommunicator>(comm, backend, watch, name, use);
 }
 
 }  // namespace mpinfer::comm

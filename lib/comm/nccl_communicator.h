@@ -13,6 +13,6 @@ namespace mpinfer::comm {
 
 std::unique_ptr<Communicator> make_nccl_communicator(const HostComm& comm,
                                                      backend::Backend& backend, Watch& watch,
-                                                     const char* name);
+                                                     const char* name, AxisUse use);
 
 }  // namespace mpinfer::comm

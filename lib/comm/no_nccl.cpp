@@ -7,7 +7,7 @@ namespace mpinfer::comm {
 
 std::unique_ptr<Communicator> make_nccl_communicator(const HostComm& comm,
                                                      backend::Backend& backend, Watch&,
-                                                     const char* name) {
+                                                     const char* name, AxisUse) {
   if (comm.size() == 1) return std::make_unique<SingleCommunicator>(backend);
   throw Error(ExitCode::kUsage, fmt::format("{} of {} GPUs needs NCCL, which this build was made "
                                             "without; use --dp {} alone, or build "

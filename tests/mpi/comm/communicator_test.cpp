@@ -131,7 +131,8 @@ TEST_CASE("the NCCL communicator, with the same bits on every rank", "[comm]") {
   if (!has_gpus(world)) return;
   const auto backend = backend::make_cuda_backend({.device = world.rank()});
   Watch watch(patient(world));
-  const auto communicator = make_nccl_communicator(world, *backend, watch, "test");
+  const auto communicator =
+      make_nccl_communicator(world, *backend, watch, "test", AxisUse::kCollectives);
   OnDevice on_device(*communicator, *backend);
   CHECK(run_conformance(on_device) == 0);
   const std::vector<float> sum = sum_of_reals(on_device, kReals);
@@ -146,7 +147,8 @@ TEST_CASE("GPUs sum, add and norm through each other's memory", "[comm]") {
   const auto backend =
       backend::make_cuda_backend({.device = world.rank(), .activation_dtype = DType::kF32});
   Watch watch(patient(world));
-  const auto communicator = make_nccl_communicator(world, *backend, watch, "tp");
+  const auto communicator =
+      make_nccl_communicator(world, *backend, watch, "tp", AxisUse::kCollectives);
   constexpr int64_t kMost = 700 * 4096;
   const backend::Buffer shared = communicator->allocate(2 * kMost * 4);
   const backend::Buffer plain = backend->allocate(2 * kMost * 4);
@@ -244,7 +246,8 @@ TEST_CASE("the MPI communicator, with the same bits as threads", "[comm]") {
   const auto backend = one_thread_backend();
   const HostComm world = HostComm::world();
   Watch watch(patient(world));
-  const auto communicator = make_mpi_communicator(world, *backend, watch, "test");
+  const auto communicator =
+      make_mpi_communicator(world, *backend, watch, "test", AxisUse::kCollectives);
   CHECK(communicator->size() == world.size());
   CHECK(run_conformance(*communicator) == 0);
   const std::vector<float> sum = sum_of_reals(*communicator, kReals);
@@ -263,7 +266,7 @@ TEST_CASE("a peer that never comes is named at the deadline", "[comm]") {
                .grace_seconds = 60,
                .rank = world.rank(),
                .host = "here"});
-  auto communicator = make_mpi_communicator(world, *backend, watch, "tp");
+  auto communicator = make_mpi_communicator(world, *backend, watch, "tp", AxisUse::kCollectives);
   static int32_t data[64] = {};
   if (world.rank() == 0) {
     try {
