@@ -96,7 +96,6 @@ double largest_logit(const Golden& golden) {
   return largest;
 }
 
-// Where the two likeliest are further apart than gap.
 // Share of the golden's rows whose logits are further away than tolerance, by norms.
 double share_of_far_rows(const Answers& answers, size_t sequence, const Golden& golden,
                          double tolerance) {
@@ -116,6 +115,7 @@ double share_of_far_rows(const Answers& answers, size_t sequence, const Golden& 
   return far / static_cast<double>(golden.positions.size());
 }
 
+// Where the two likeliest are further apart than gap.
 int wrong_tokens(const std::map<std::pair<size_t, int64_t>, int32_t>& ids, size_t sequence,
                  const Golden& golden, double gap = kTolerance) {
   int wrong = 0;
