@@ -29,7 +29,7 @@ PLANNER_MODEL = {"config", "params", "loader", "kv_cache"}
 TENSORS = {"model/boundary", "model/embedding", "model/lm_head", "model/moe", "engine/runner"}
 HOST_DATA = {"engine/control", "engine/lockstep", "io/exchange", "io/gather", "job/session", "job/session_run",
              "job/earlier_results", "apps/main", "apps/commands/run", "apps/commands/run_setup"}
-TENSOR_CALL = re.compile(r"(?:\.|->)(?:all_reduce_sum|all_gather_v?|reduce_scatter_sum_v|all_to_all|sum_add_norm|start_send_recv)\(")
+TENSOR_CALL = re.compile(r"(?:\.|->)(?:all_reduce_sum|all_gather_v?|reduce_scatter_sum_v|all_to_all|sum_add_norm|begin_pieces|start_send_recv)\(")
 HOST_CALL = re.compile(r"(?:\.|->)(?:start_broadcast|start_send|start_receive|start_all_gather|try_receive|gather_v|fetch_and_add)\(")
 FEATURE_IF = re.compile(r"^\s*#\s*(?:if|ifdef|ifndef|elif)\b.*(?:CUDA|NCCL|WITH_|USE_|HAVE_)")
 CUDA_HEADER = re.compile(r'#include [<"](?:cuda|cublas|nccl|cub/|cute/|cutlass)')

@@ -41,7 +41,31 @@ struct SumAddNorm {
   float scale = 1.0F;
   const void* norm_weight = nullptr;  // f32 [cols]
   float eps = 0.0F;
+  backend::Matrix received = {};  // PieceSums alone: [received_rows, cols], others' summands
 };
+
+// sum_add_norm of the pieces of a step's rows, several of which may be under way: send, add and
+// receive of one piece are called around products of others, and what crosses between ranks goes
+// on beside those. Every rank makes the same calls in the same order. A rank keeps the residual of
+// a part of each piece. Without a weight out is the residual itself.
+class PieceSums {
+ public:
+  virtual ~PieceSums() = default;
+  // partial of a piece is computed: it goes to the ranks that keep its rows. Nobody reads out any
+  // more. Returns the sum's number for the other two.
+  virtual uint32_t send(Stream, const SumAddNorm& piece) = 0;
+  // This rank's rows of the residual and of out, the latter to the others too.
+  virtual void add(Stream, const SumAddNorm& piece, uint32_t number) = 0;
+  // out is complete, and nothing of this sum uses its memory any more.
+  virtual void receive(Stream, const SumAddNorm& piece, uint32_t number) = 0;
+
+  static constexpr int kMostInFlight = 32;
+};
+
+// Rows of SumAddNorm::received for a piece.
+constexpr int64_t received_rows(int64_t rows, int size) {
+  return (rows + size - 1) / size * (size - 1);
+}
 
 class Communicator {
  public:
@@ -70,6 +94,10 @@ class Communicator {
   // rows alone, the same part every time; without one all of them are right on every rank. False:
   // not offered here, on no rank and for no rows of this width; nothing was done.
   virtual bool sum_add_norm(Stream, const SumAddNorm&) { return false; }
+  // For a step whose pieces are rows of these matrices. The residual is right on every rank now,
+  // and out is, wherever it was received; a step ends with all that was sent received. Null: not
+  // offered, as with sum_add_norm.
+  virtual PieceSums* begin_pieces(Stream, const SumAddNorm&) { return nullptr; }
   // Nonblocking exchange for the stage shift; either side may be absent (bytes 0). Messages between
   // a pair arrive in the order of the calls.
   virtual std::unique_ptr<Pending> start_send_recv(Stream, const Transfer& send,

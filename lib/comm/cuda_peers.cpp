@@ -14,7 +14,7 @@ namespace {
 
 namespace cuda = kernels::cuda;
 
-constexpr int64_t kFlagBytes = cuda::kPeerSumFlags * 4;
+constexpr int64_t kFlagBytes = (cuda::kPeerSumFlags + CudaPeers::kPieceFlags) * 4;
 
 int64_t flags_at(int64_t bytes) {
   return (bytes + 255) / 256 * 256;
@@ -54,7 +54,7 @@ backend::Buffer CudaPeers::allocate(int64_t bytes) {
   const std::vector<std::string> handles =
       comm_.all_gather(std::string(reinterpret_cast<const char*>(&mine), sizeof(mine)));
   seen = comm_.all_reduce_min(seen ? 1 : 0) == 1;
-  Region region{.bytes = bytes, .bases = {}};
+  Region region{.rank = comm_.rank(), .bytes = bytes, .bases = {}};
   for (int peer = 0; seen && peer < comm_.size(); ++peer) {
     void* data = base;
     if (peer != comm_.rank()) {
@@ -76,11 +76,29 @@ backend::Buffer CudaPeers::allocate(int64_t bytes) {
   return buffer;
 }
 
-CudaPeers::Region* CudaPeers::region_of(const void* data, int64_t bytes) {
-  const auto* at = static_cast<const char*>(data);
+bool CudaPeers::Region::holds(const backend::Matrix& rows) const {
+  const auto* at = static_cast<const char*>(rows.data);
+  const char* base = bases[static_cast<size_t>(rank)];
+  const int64_t size = rows.rows * rows.stride * mpinfer::size_of(rows.dtype);
+  return at >= base && at - base <= bytes - size;
+}
+
+char* CudaPeers::Region::of(int peer, const void* data) const {
+  return bases[static_cast<size_t>(peer)] +
+         (static_cast<const char*>(data) - bases[static_cast<size_t>(rank)]);
+}
+
+uint32_t* CudaPeers::Region::sum_flags(int peer) const {
+  return reinterpret_cast<uint32_t*>(bases[static_cast<size_t>(peer)] + flags_at(bytes));
+}
+
+uint32_t* CudaPeers::Region::piece_flags(int peer) const {
+  return sum_flags(peer) + cuda::kPeerSumFlags;
+}
+
+CudaPeers::Region* CudaPeers::region_of(const backend::Matrix& rows) {
   for (Region& region : regions_) {
-    const char* base = region.bases[static_cast<size_t>(comm_.rank())];
-    if (at >= base && at - base <= region.bytes - bytes) return &region;
+    if (region.holds(rows)) return &region;
   }
   return nullptr;
 }
@@ -88,8 +106,7 @@ CudaPeers::Region* CudaPeers::region_of(const void* data, int64_t bytes) {
 bool CudaPeers::sum_add_norm(Stream stream, const SumAddNorm& sum) {
   const backend::Matrix& partial = sum.partial;
   const backend::Matrix& residual = sum.residual;
-  const int64_t bytes = partial.rows * partial.cols * mpinfer::size_of(partial.dtype);
-  Region* region = region_of(partial.data, bytes);
+  Region* region = region_of(partial);
   const cuda::View kept = backend::view(residual);
   if (region == nullptr || !cuda::peer_sum_takes(kept, partial.cols)) return false;
   MPINFER_CHECK(partial.stride == partial.cols && residual.rows == partial.rows &&
@@ -99,20 +116,18 @@ bool CudaPeers::sum_add_norm(Stream stream, const SumAddNorm& sum) {
   if (partial.rows == 0) return true;
   const bool norm = sum.out.data != nullptr;
   MPINFER_CHECK(!norm || (sum.out.stride == sum.out.cols && sum.out.cols == partial.cols &&
-                          region_of(sum.out.data, bytes) == region),
+                          region->holds(sum.out)),
                 "the norm of a sum goes beside its summands");
   const int rank = comm_.rank();
-  const char* base = region->bases[static_cast<size_t>(rank)];
   cuda::PeerSumArgs args;
   args.rank = rank;
   args.size = comm_.size();
   for (int peer = 0; peer < comm_.size(); ++peer) {
-    char* of_peer = region->bases[static_cast<size_t>(peer)];
-    args.partial[peer] = of_peer + (static_cast<const char*>(partial.data) - base);
-    if (norm) args.out[peer] = of_peer + (static_cast<const char*>(sum.out.data) - base);
-    args.flags[peer] = reinterpret_cast<uint32_t*>(of_peer + flags_at(region->bytes));
+    args.partial[peer] = region->of(peer, partial.data);
+    if (norm) args.out[peer] = region->of(peer, sum.out.data);
+    args.flags[peer] = region->sum_flags(peer);
   }
-  args.abandoned = static_cast<const uint32_t*>(abandoned_.data());
+  args.abandoned = abandoned();
   args.round = ++region->rounds;
   args.residual = kept;
   args.rows = partial.rows;

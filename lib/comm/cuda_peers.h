@@ -27,15 +27,24 @@ class CudaPeers {
   int64_t first_row(int64_t rows, int rank) const { return rows * rank / comm_.size(); }
   // Kernels that wait for a peer end, now and later: the peer is gone.
   void abandon();
+  const uint32_t* abandoned() const { return static_cast<const uint32_t*>(abandoned_.data()); }
 
- private:
   struct Region {  // one a call of allocate, the same on every rank
+    int rank = 0;  // this one
     int64_t bytes = 0;
     std::vector<char*> bases;  // by rank; empty: not seen
     uint32_t rounds = 0;
-  };
-  Region* region_of(const void* data, int64_t bytes);
 
+    bool holds(const backend::Matrix& rows) const;
+    char* of(int peer, const void* data) const;  // where peer keeps what this rank keeps at data
+    uint32_t* sum_flags(int peer) const;         // [kernels::cuda::kPeerSumFlags]
+    uint32_t* piece_flags(int peer) const;       // [kPieceFlags]
+  };
+  static constexpr int64_t kPieceFlags = 1024;
+  Region* region_of(const backend::Matrix& rows);  // null: not seen
+  int32_t num_processors() const { return num_processors_; }
+
+ private:
   const HostComm& comm_;
   backend::Backend& backend_;
   bool possible_ = false;

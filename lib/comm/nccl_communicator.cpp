@@ -7,6 +7,7 @@
 
 #include "lib/backend/cuda_backend.h"
 #include "lib/comm/cuda_peers.h"
+#include "lib/comm/cuda_piece_sums.h"
 #include "lib/comm/single_communicator.h"
 #include "lib/core/error.h"
 
@@ -52,7 +53,8 @@ class NcclCommunicator final : public Communicator {
         name_(name),
         rank_(comm.rank()),
         size_(comm.size()),
-        peers_(comm, backend) {
+        peers_(comm, backend),
+        piece_sums_(peers_, backend, rank_, size_) {
     ncclUniqueId id{};
     if (rank_ == 0) check(ncclGetUniqueId(&id), "ncclGetUniqueId");
     comm.broadcast(&id, sizeof(id), 0);
@@ -147,6 +149,9 @@ class NcclCommunicator final : public Communicator {
     if (sum.out.data == nullptr) gather_rows(stream, sum.residual);
     return true;
   }
+  PieceSums* begin_pieces(Stream stream, const SumAddNorm& step) override {
+    return piece_sums_.begin(stream, step) ? &piece_sums_ : nullptr;
+  }
   std::unique_ptr<Pending> start_send_recv(Stream stream, const Transfer& send,
                                            const Transfer& receive) override {
     start_group();
@@ -213,6 +218,7 @@ class NcclCommunicator final : public Communicator {
   int rank_;
   int size_;
   CudaPeers peers_;
+  CudaPieceSums piece_sums_;
   ncclComm_t nccl_ = nullptr;
   bool grouped_ = false;
 };

@@ -1,5 +1,5 @@
 // The attention half of a layer: qkv, QK norm + rope + KV write, paged attention, output
-// projection.
+// projection. The first and the last go row by row, in pieces of a step's rows.
 #pragma once
 
 #include "lib/backend/backend.h"
@@ -7,6 +7,7 @@
 #include "lib/model/config.h"
 #include "lib/model/linear.h"
 #include "lib/model/loader.h"
+#include "lib/model/row_pieces.h"
 
 namespace mpinfer::model {
 
@@ -17,7 +18,6 @@ struct AttentionBuffers {
   // another for a sum.
   backend::Matrix all_qkv;
   backend::Matrix attended;  // [num_rows, local q heads * head_dim]
-  backend::Matrix partial;   // [num_rows, hidden_size]
 };
 
 struct AttentionLayer {
@@ -31,8 +31,14 @@ struct AttentionLayer {
   int64_t first_kv_head = 0;
 };
 
-// x [num_rows, hidden_size] is normed already.
-Partial attend(const AttentionLayer& layer, backend::Stream stream, const backend::Matrix& x,
-               const BatchInput& batch, const AttentionBuffers& buffers);
+// qkv of these rows, whose x [piece rows, hidden_size] is normed already.
+void project_qkv(const AttentionLayer& layer, backend::Stream stream, const backend::Matrix& x,
+                 const RowPiece& piece, const AttentionBuffers& buffers);
+// attended of all rows, from their qkv.
+void attend(const AttentionLayer& layer, backend::Stream stream, const BatchInput& batch,
+            const AttentionBuffers& buffers);
+// out [piece rows, hidden_size], from attended.
+Partial project_out(const AttentionLayer& layer, backend::Stream stream, const backend::Matrix& out,
+                    const RowPiece& piece, const AttentionBuffers& buffers);
 
 }  // namespace mpinfer::model

@@ -5,40 +5,120 @@
 namespace mpinfer::model {
 namespace {
 
-void all_reduce(const Boundary& boundary, backend::Stream stream, const backend::Matrix& rows) {
-  MPINFER_CHECK(rows.stride == rows.cols, "a partial of {} columns with stride {}", rows.cols,
-                rows.stride);
-  boundary.tp.all_reduce_sum(stream, rows.data, rows.dtype, rows.rows * rows.cols);
+using backend::Matrix;
+using backend::Stream;
+
+Matrix slice(const Matrix& rows, const RowPiece& piece) {
+  return rows.slice_rows(piece.begin, piece.rows);
+}
+
+// All rows at once.
+void sum_add_norm(backend::Backend& backend, comm::Communicator& tp, Stream stream,
+                  const comm::SumAddNorm& sum) {
+  if (tp.sum_add_norm(stream, sum)) return;
+  MPINFER_CHECK(sum.partial.stride == sum.partial.cols, "a partial of {} columns with stride {}",
+                sum.partial.cols, sum.partial.stride);
+  tp.all_reduce_sum(stream, sum.partial.data, sum.partial.dtype,
+                    sum.partial.rows * sum.partial.cols);
+  if (sum.norm_weight == nullptr) {
+    backend.add(stream, sum.residual, sum.partial, sum.scale);
+  } else {
+    backend.add_rms_norm(stream, sum.out, sum.residual, sum.partial, sum.scale, sum.norm_weight,
+                         sum.eps);
+  }
 }
 
 }  // namespace
 
-void reduce_add_norm(const Boundary& boundary, backend::Stream stream, const backend::Matrix& out,
-                     const Partial& partial, const backend::Matrix& residual,
-                     const void* norm_weight) {
-  if (boundary.tp.sum_add_norm(stream, {.out = out,
-                                        .partial = partial.rows,
-                                        .residual = residual,
-                                        .scale = boundary.residual_scale,
-                                        .norm_weight = norm_weight,
-                                        .eps = boundary.norm_eps})) {
-    return;
+Boundary::Boundary(backend::Backend& backend, comm::Communicator& tp, Stream stream,
+                   const BoundaryRows& rows, const BoundaryOptions& options)
+    : backend_(backend), tp_(tp), stream_(stream), rows_(rows), options_(options) {
+  if (rows.received.rows > 0) {
+    piece_sums_ = tp.begin_pieces(stream, {.out = rows.normed,
+                                           .partial = rows.partial,
+                                           .residual = rows.residual,
+                                           .received = rows.received});
   }
-  all_reduce(boundary, stream, partial.rows);
-  boundary.backend.add_rms_norm(stream, out, residual, partial.rows, boundary.residual_scale,
-                                norm_weight, boundary.norm_eps);
+  pieces_ = piece_sums_ != nullptr ? row_pieces(rows.residual.rows)
+                                   : std::vector<RowPiece>{{0, rows.residual.rows}};
+  sums_.resize(pieces_.size());
+  if (piece_sums_ == nullptr) return;
+  int64_t begin = 0;
+  for (const RowPiece& piece : pieces_) {
+    const int64_t count = comm::received_rows(piece.rows, tp.size());
+    received_.push_back(rows.received.slice_rows(begin, count));
+    begin += count;
+  }
 }
 
-void reduce_add(const Boundary& boundary, backend::Stream stream, const Partial& partial,
-                const backend::Matrix& residual) {
-  if (boundary.tp.sum_add_norm(stream, {.out = {},
-                                        .partial = partial.rows,
-                                        .residual = residual,
-                                        .scale = boundary.residual_scale})) {
-    return;
+int64_t Boundary::received_rows(int64_t rows, int tp) {
+  if (row_pieces(rows).size() < 2) return 0;
+  return (rows / tp + kMostRowPieces) * (tp - 1);
+}
+
+void Boundary::norm(const void* norm_weight) {
+  backend_.rms_norm(stream_, rows_.normed, rows_.residual, norm_weight, options_.norm_eps);
+}
+
+Matrix Boundary::partial(int piece) const {
+  return slice(rows_.partial, rows_of(piece));
+}
+
+Matrix Boundary::normed(int piece) {
+  receive(piece);
+  return slice(rows_.normed, rows_of(piece));
+}
+
+void Boundary::sum(int piece, const Partial& partial, const void* norm_weight) {
+  const auto at = static_cast<size_t>(piece);
+  MPINFER_CHECK(sums_[at].state == Sum::State::kNone, "two sums of piece {}", piece);
+  const bool out = norm_weight != nullptr || piece_sums_ != nullptr;
+  const comm::SumAddNorm of{.out = out ? slice(rows_.normed, rows_of(piece)) : Matrix{},
+                            .partial = partial.rows,
+                            .residual = slice(rows_.residual, rows_of(piece)),
+                            .scale = options_.residual_scale,
+                            .norm_weight = norm_weight,
+                            .eps = options_.norm_eps,
+                            .received = piece_sums_ != nullptr ? received_[at] : Matrix{}};
+  const uint32_t number = piece_sums_ != nullptr ? piece_sums_->send(stream_, of) : 0;
+  // The sums of earlier pieces, whose rows came over beside this piece's products.
+  add_waiting();
+  sums_[at] = {of, number, Sum::State::kSent};
+}
+
+void Boundary::beside() {
+  add_waiting();
+}
+
+void Boundary::add_waiting() {
+  for (int piece = 0; piece < num_pieces(); ++piece) add(piece);
+}
+
+void Boundary::add(int piece) {
+  Sum& sum = sums_[static_cast<size_t>(piece)];
+  if (sum.state != Sum::State::kSent) return;
+  if (piece_sums_ != nullptr) {
+    piece_sums_->add(stream_, sum.of, sum.number);
+  } else {
+    sum_add_norm(backend_, tp_, stream_, sum.of);
   }
-  all_reduce(boundary, stream, partial.rows);
-  boundary.backend.add(stream, residual, partial.rows, boundary.residual_scale);
+  sum.state = Sum::State::kAdded;
+}
+
+void Boundary::receive(int piece) {
+  add(piece);
+  Sum& sum = sums_[static_cast<size_t>(piece)];
+  if (sum.state != Sum::State::kAdded) return;
+  if (piece_sums_ != nullptr) piece_sums_->receive(stream_, sum.of, sum.number);
+  sum.state = Sum::State::kNone;
+}
+
+void Boundary::finish() {
+  for (int piece = 0; piece < num_pieces(); ++piece) {
+    receive(piece);
+    const comm::SumAddNorm& last = sums_[static_cast<size_t>(piece)].of;
+    if (piece_sums_ != nullptr) backend_.copy(stream_, last.residual, last.out);
+  }
 }
 
 }  // namespace mpinfer::model

@@ -1,30 +1,76 @@
 // The boundary between a row-parallel linear and the residual stream: the one place inside the
-// layers where ranks of TP meet. Where the communicator offers them as one pass (GPUs that see each
-// other's memory), between the boundaries of a stage the residual of a row is kept by one rank
-// alone.
+// layers where ranks of TP meet. Layers read normed rows and leave partial ones; between them lies
+// residual += scale * sum over TP of partial; normed = rms_norm(residual) * weight. Where GPUs see
+// each other's memory, between the boundaries of a stage the residual of a row is kept by one rank
+// alone, and in steps of many rows the sums go in pieces beside products of other pieces.
 #pragma once
+
+#include <vector>
 
 #include "lib/backend/backend.h"
 #include "lib/comm/communicator.h"
 #include "lib/model/linear.h"
+#include "lib/model/row_pieces.h"
 
 namespace mpinfer::model {
 
-struct Boundary {
-  backend::Backend& backend;
-  comm::Communicator& tp;
-  float residual_scale = 1.0F;  // residual += residual_scale * sum
+struct BoundaryRows {
+  backend::Matrix residual;  // [num_rows, hidden_size]
+  backend::Matrix normed;    // likewise
+  backend::Matrix partial;   // likewise
+  // Others' summands, in steps of several pieces under TP; none: all rows are one piece.
+  backend::Matrix received;
+};
+
+struct BoundaryOptions {
+  float residual_scale = 1.0F;
   float norm_eps = 0.0F;
 };
 
-// residual += scale * sum over TP of partial; out = rms_norm(residual) * norm_weight.
-// partial's memory is used up: it holds the sum afterwards. out may be partial's memory.
-void reduce_add_norm(const Boundary& boundary, backend::Stream stream, const backend::Matrix& out,
-                     const Partial& partial, const backend::Matrix& residual,
-                     const void* norm_weight);
+// Of one step, from the first norm to the last sum.
+class Boundary {
+ public:
+  Boundary(backend::Backend& backend, comm::Communicator& tp, backend::Stream stream,
+           const BoundaryRows& rows, const BoundaryOptions& options);
 
-// The same without a norm: the last sum of a stage.
-void reduce_add(const Boundary& boundary, backend::Stream stream, const Partial& partial,
-                const backend::Matrix& residual);
+  int num_pieces() const { return static_cast<int>(pieces_.size()); }
+  const RowPiece& rows_of(int piece) const { return pieces_[static_cast<size_t>(piece)]; }
+  // The first norm of the stage.
+  void norm(const void* norm_weight);
+  // Rows of a piece for a product that is launched next.
+  backend::Matrix normed(int piece);
+  backend::Matrix partial(int piece) const;
+  // Products of a piece were launched, which left this in partial(piece): it is summed up and
+  // normed, without a weight (the last sum of the stage) not normed.
+  void sum(int piece, const Partial& partial, const void* norm_weight);
+  // They were, and left nothing to sum up.
+  void beside();
+  // Until the residual is right on every rank.
+  void finish();
+
+  // Rows of BoundaryRows::received, enough for this many or fewer.
+  static int64_t received_rows(int64_t rows, int tp);
+
+ private:
+  struct Sum {
+    comm::SumAddNorm of;
+    uint32_t number = 0;
+    enum class State { kNone, kSent, kAdded } state = State::kNone;
+  };
+
+  void add(int piece);
+  void add_waiting();
+  void receive(int piece);
+
+  backend::Backend& backend_;
+  comm::Communicator& tp_;
+  backend::Stream stream_;
+  BoundaryRows rows_;
+  BoundaryOptions options_;
+  std::vector<RowPiece> pieces_;
+  std::vector<backend::Matrix> received_;  // by piece
+  std::vector<Sum> sums_;                  // by piece
+  comm::PieceSums* piece_sums_ = nullptr;  // null: one piece
+};
 
 }  // namespace mpinfer::model

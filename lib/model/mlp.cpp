@@ -4,15 +4,18 @@
 
 namespace mpinfer::model {
 
-// 64 MiB of temporaries, but never fewer rows than keep a GEMM bound by arithmetic.
+// At least 64 MiB of temporaries, and rows that fill whole waves of a GPU's tiles: 1,560 instead of
+// 2,048 would leave a fifth of it idle in the second product of Llama-3.1-8B on two ranks.
 int64_t mlp_chunk_rows(int64_t local_intermediate, DType activation) {
   constexpr int64_t kBytes = int64_t{64} << 20;
-  constexpr int64_t kLeastRows = 1024;
-  return std::max(kLeastRows, kBytes / (3 * local_intermediate * size_of(activation)));
+  constexpr int64_t kRows = 1024;
+  const int64_t row_bytes = 3 * local_intermediate * size_of(activation);
+  return (kBytes + kRows * row_bytes - 1) / (kRows * row_bytes) * kRows;
 }
 
-Partial mlp(backend::Backend& backend, backend::Stream stream, const backend::Matrix& x,
-            const ModelConfig& config, const LayerWeights& weights, const MlpBuffers& buffers) {
+Partial mlp(backend::Backend& backend, backend::Stream stream, const backend::Matrix& out,
+            const backend::Matrix& x, const ModelConfig& config, const LayerWeights& weights,
+            const MlpBuffers& buffers) {
   const int64_t at_once = buffers.gate_up.rows;
   for (int64_t begin = 0; begin < x.rows; begin += at_once) {
     const int64_t rows = std::min(at_once, x.rows - begin);
@@ -21,10 +24,10 @@ Partial mlp(backend::Backend& backend, backend::Stream stream, const backend::Ma
     column_parallel(backend, stream, gate_up, x.slice_rows(begin, rows), weights.gate_up,
                     weights.gate_up_bias);
     backend.gated_activation(stream, activated, gate_up, config.activation);
-    row_parallel(backend, stream, buffers.partial.slice_rows(begin, rows), activated, weights.down,
+    row_parallel(backend, stream, out.slice_rows(begin, rows), activated, weights.down,
                  weights.down_bias);
   }
-  return {buffers.partial};
+  return {out};
 }
 
 }  // namespace mpinfer::model

@@ -14,14 +14,14 @@ namespace mpinfer::model {
 struct MlpBuffers {
   backend::Matrix gate_up;    // [chunk rows, 2 * local intermediate], gate and up interleaved
   backend::Matrix activated;  // [chunk rows, local intermediate]
-  backend::Matrix partial;    // [num_rows, hidden_size]
 };
 
 // Rows of a chunk for a rank with this intermediate size.
 int64_t mlp_chunk_rows(int64_t local_intermediate, DType activation);
 
-// x [num_rows, hidden_size] is normed already.
-Partial mlp(backend::Backend& backend, backend::Stream stream, const backend::Matrix& x,
-            const ModelConfig& config, const LayerWeights& weights, const MlpBuffers& buffers);
+// out [rows, hidden_size]; x likewise, normed already.
+Partial mlp(backend::Backend& backend, backend::Stream stream, const backend::Matrix& out,
+            const backend::Matrix& x, const ModelConfig& config, const LayerWeights& weights,
+            const MlpBuffers& buffers);
 
 }  // namespace mpinfer::model

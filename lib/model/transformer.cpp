@@ -20,6 +20,7 @@ using backend::Stream;
 using backend::Workspace;
 
 struct StepSizes {  // of one TP rank
+  int tp = 1;
   int64_t hidden = 0;
   Part q_heads = {};
   Part kv_heads = {};
@@ -39,6 +40,7 @@ StepSizes step_sizes(const ModelConfig& config, const ShardOf& shard) {
   const int64_t kv_width = kv.size * config.head_dim;
   const int64_t all_heads = int64_t{config.num_attention_heads} + config.num_key_value_heads;
   return {
+      .tp = tp,
       .hidden = config.hidden_size,
       .q_heads = q,
       .kv_heads = kv,
@@ -50,7 +52,9 @@ StepSizes step_sizes(const ModelConfig& config, const ShardOf& shard) {
 }
 
 struct StepBuffers {
-  Matrix normed;  // [num_rows, hidden_size]
+  Matrix normed;    // [num_rows, hidden_size]
+  Matrix partial;   // likewise
+  Matrix received;  // of the boundary's sums, where rows go in pieces
   AttentionBuffers attention;
   LatentBuffers latent;  // instead of attention
   MlpBuffers mlp;
@@ -63,11 +67,14 @@ StepBuffers take_buffers(Workspace& workspace, const ModelConfig& config, const 
                          int64_t rows, int64_t most_rows, DType dtype) {
   StepBuffers out;
   out.normed = workspace.take(rows, sizes.hidden, dtype);
-  const Matrix partial = workspace.take(rows, sizes.hidden, dtype);
-  out.attention.partial = out.mlp.partial = partial;
+  out.partial = workspace.take(rows, sizes.hidden, dtype);
+  // Experts want all rows at once, and heads that share a latent row are not cut in pieces.
+  if (!config.has_experts() && !config.is_latent()) {
+    out.received = workspace.take(Boundary::received_rows(rows, sizes.tp), sizes.hidden, dtype);
+  }
   const int64_t mark = workspace.mark();
   if (config.is_latent()) {
-    out.latent = take_latent_buffers(workspace, config, sizes.q_heads.size, partial);
+    out.latent = take_latent_buffers(workspace, config, sizes.q_heads.size, out.partial);
   } else {
     out.attention.qkv = workspace.take(rows, sizes.qkv_width, dtype);
     if (sizes.all_qkv_width > 0) {
@@ -81,7 +88,7 @@ StepBuffers take_buffers(Workspace& workspace, const ModelConfig& config, const 
   out.mlp.activated = workspace.take(chunk, sizes.intermediate, dtype);
   if (config.has_experts()) {
     workspace.reset(mark);
-    out.moe = take_moe_buffers(workspace, config, sizes.moe, partial, most_rows);
+    out.moe = take_moe_buffers(workspace, config, sizes.moe, out.partial, most_rows);
   }
   return out;
 }
@@ -136,15 +143,10 @@ struct Transformer::Impl {
                stream, x, buffers.moe);
   }
 
-  void run_layer(Stream stream, int32_t index, const BatchInput& batch, const Matrix& residual,
-                 const StepBuffers& buffers) {
-    const auto at = static_cast<size_t>(index);
-    const LayerWeights& layer = weights.layers[at];
+  void run_attention(Stream stream, int32_t index, const BatchInput& batch, Boundary& boundary,
+                     const StepBuffers& buffers) {
+    const LayerWeights& layer = weights.layers[static_cast<size_t>(index)];
     const int32_t layer_id = weights.stage.begin + index;
-    const Boundary boundary{.backend = backend,
-                            .tp = tp,
-                            .residual_scale = config.residual_multiplier,
-                            .norm_eps = config.rms_norm_eps};
     const AttentionLayer attention{.backend = backend,
                                    .config = config,
                                    .layer = config.layers[static_cast<size_t>(layer_id)],
@@ -153,19 +155,40 @@ struct Transformer::Impl {
                                    .rope = rope,
                                    .first_q_head = sizes.q_heads.begin,
                                    .first_kv_head = sizes.kv_heads.begin};
-    const Partial attended =
-        config.is_latent() ? attend_latent(attention, stream, buffers.normed, batch, buffers.latent)
-                           : attend(attention, stream, buffers.normed, batch, buffers.attention);
-    reduce_add_norm(boundary, stream, buffers.normed, attended, residual,
-                    layer.post_attention_norm);
-    const Partial mixed = config.layers[static_cast<size_t>(layer_id)].moe
-                              ? run_experts(stream, index, batch, buffers.normed, buffers)
-                              : mlp(backend, stream, buffers.normed, config, layer, buffers.mlp);
-    if (at + 1 == weights.layers.size()) {
-      reduce_add(boundary, stream, mixed, residual);
-    } else {
-      reduce_add_norm(boundary, stream, buffers.normed, mixed, residual,
-                      weights.layers[at + 1].input_norm);
+    if (config.is_latent()) {
+      boundary.sum(0, attend_latent(attention, stream, boundary.normed(0), batch, buffers.latent),
+                   layer.post_attention_norm);
+      return;
+    }
+    for (int piece = 0; piece < boundary.num_pieces(); ++piece) {
+      project_qkv(attention, stream, boundary.normed(piece), boundary.rows_of(piece),
+                  buffers.attention);
+      boundary.beside();
+    }
+    attend(attention, stream, batch, buffers.attention);
+    for (int piece = 0; piece < boundary.num_pieces(); ++piece) {
+      boundary.sum(piece,
+                   project_out(attention, stream, boundary.partial(piece), boundary.rows_of(piece),
+                               buffers.attention),
+                   layer.post_attention_norm);
+    }
+  }
+
+  void run_layer(Stream stream, int32_t index, const BatchInput& batch, Boundary& boundary,
+                 const StepBuffers& buffers) {
+    run_attention(stream, index, batch, boundary, buffers);
+    const auto at = static_cast<size_t>(index);
+    const LayerWeights& layer = weights.layers[at];
+    const void* next_norm =
+        at + 1 == weights.layers.size() ? nullptr : weights.layers[at + 1].input_norm;
+    const auto layer_id = static_cast<size_t>(weights.stage.begin + index);
+    for (int piece = 0; piece < boundary.num_pieces(); ++piece) {
+      const Matrix normed = boundary.normed(piece);
+      const Partial mixed =
+          config.layers[layer_id].moe
+              ? run_experts(stream, index, batch, normed, buffers)
+              : mlp(backend, stream, boundary.partial(piece), normed, config, layer, buffers.mlp);
+      boundary.sum(piece, mixed, next_norm);
     }
   }
 };
@@ -223,11 +246,18 @@ void Transformer::forward(Stream stream, const BatchInput& batch, const Matrix& 
   if (m.weights.first) {
     embed(m.backend, m.tp, stream, residual, m.config, m.weights, batch.ids);
   }
-  m.backend.rms_norm(stream, buffers.normed, residual, m.weights.layers.front().input_norm,
-                     m.config.rms_norm_eps);
+  Boundary boundary(
+      m.backend, m.tp, stream,
+      {.residual = residual,
+       .normed = buffers.normed,
+       .partial = buffers.partial,
+       .received = buffers.received},
+      {.residual_scale = m.config.residual_multiplier, .norm_eps = m.config.rms_norm_eps});
+  boundary.norm(m.weights.layers.front().input_norm);
   for (int32_t index = 0; index < m.weights.stage.end - m.weights.stage.begin; ++index) {
-    m.run_layer(stream, index, batch, residual, buffers);
+    m.run_layer(stream, index, batch, boundary, buffers);
   }
+  boundary.finish();
 }
 
 int64_t Transformer::workspace_bytes(const ModelConfig& config, int tp, int64_t max_rows,

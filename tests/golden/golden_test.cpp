@@ -233,6 +233,30 @@ TEST_CASE("at equal tp the bits do not depend on pp, chunk, block size or thread
   }
 }
 
+// 2,600 rows in one step, which are three pieces, then one row of each sequence.
+TEST_CASE("sums that go piece by piece give the same bits") {
+  std::vector<TokenSequence> sequences;
+  for (int32_t s = 0; s < 26; ++s) {
+    TokenSequence& sequence = sequences.emplace_back(TokenSequence{{}, 100});
+    for (int32_t i = 0; i < 102; ++i) sequence.tokens.push_back((7 * s + 3 * i) % 64);
+  }
+  for (const auto& [name, tp, pp] : std::vector<std::tuple<std::string, int, int>>{
+           {"llama-8h4kv", 2, 1}, {"llama-8h4kv", 4, 2}, {"granite", 2, 2}, {"mixtral", 2, 1}}) {
+    const std::string directory = model_directory(name);
+    const ModelConfig config = load_model_config(directory);
+    INFO(name << " tp " << tp << " pp " << pp);
+    const Answers whole =
+        run_replica({.directory = directory, .tp = tp, .pp = pp}, sequences).at(0);
+    int sums = 0;
+    for (const Answers& answers : run_replica(
+             {.directory = directory, .tp = tp, .pp = pp, .piece_sums = &sums}, sequences)) {
+      CHECK(answers.logits == whole.logits);
+      CHECK(answers.greedy == whole.greedy);
+    }
+    CHECK(sums == (config.has_experts() ? 0 : 3 * 2 * config.num_layers()));
+  }
+}
+
 TEST_CASE("dummy weights are the same model at every layout") {
   const std::string directory = model_directory("llama-8h2kv");
   const std::vector<TokenSequence> sequences = {{{3, 1, 4, 1, 5, 9, 2, 6}, 6}};

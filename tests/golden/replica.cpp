@@ -12,6 +12,7 @@
 #include "lib/comm/thread_communicator.h"
 #include "lib/model/lm_head.h"
 #include "lib/model/transformer.h"
+#include "tests/golden/strict_pieces.h"
 
 namespace mpinfer::model::test {
 namespace {
@@ -303,7 +304,12 @@ std::vector<Answers> run_replica(const ReplicaOptions& options,
                      : backend::make_cpu_backend({.threads = options.threads, .simd_target = ""}));
     backends.push_back(owned.back().get());
   }
-  const auto communicators = make_communicators(backends);
+  auto communicators = make_communicators(backends);
+  std::vector<int> piece_sums(size);
+  for (size_t rank = 0; options.piece_sums != nullptr && rank < size; ++rank) {
+    communicators[rank] =
+        make_strict_pieces(std::move(communicators[rank]), *backends[rank], &piece_sums[rank]);
+  }
   std::vector<Answers> answers(size);
   std::vector<std::exception_ptr> failures(size);
   {
@@ -321,6 +327,7 @@ std::vector<Answers> run_replica(const ReplicaOptions& options,
   for (const std::exception_ptr& failure : failures) {
     if (failure) std::rethrow_exception(failure);
   }
+  if (options.piece_sums != nullptr) *options.piece_sums = piece_sums.front();
   return answers;
 }
 

@@ -22,6 +22,7 @@ struct ReplicaOptions {
   int32_t block_size = 4;
   int threads = 1;  // of each rank's backend
   bool dummy = false;
+  int* piece_sums = nullptr;       // given: sums go by pieces (strict_pieces.h), counted here
   bool cuda = false;               // device 0, tp 1 alone
   DType activation = DType::kF32;  // on CUDA
 };

@@ -1,5 +1,5 @@
 mpinfer_test(mpi_communicator
-  SOURCES support/mpi_main.cpp mpi/comm/communicator_test.cpp mpi/comm/conformance.cpp
+  SOURCES support/mpi_main.cpp mpi/comm/communicator_test.cpp mpi/comm/conformance.cpp mpi/comm/gpu_sums_test.cpp
   LINKS mpinfer_comm
   RANKS 1 2 3 4 8)
 mpinfer_test(mpi_host

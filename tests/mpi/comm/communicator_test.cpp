@@ -9,6 +9,7 @@
 #include "lib/comm/single_communicator.h"
 #include "lib/comm/thread_communicator.h"
 #include "tests/mpi/comm/conformance.h"
+#include "tests/mpi/comm/gpu_world.h"
 #include "tests/support/catch.h"
 
 namespace mpinfer::comm {
@@ -18,17 +19,6 @@ constexpr int64_t kReals = 12345;
 
 std::unique_ptr<backend::Backend> one_thread_backend() {
   return backend::make_cpu_backend({.threads = 1});
-}
-
-WatchOptions patient(const HostComm& world) {
-  return {.first_seconds = 100, .step_seconds = 100, .rank = world.rank(), .host = host_name()};
-}
-
-// One for each of several ranks; says so on rank 0 otherwise.
-bool has_gpus(const HostComm& world) {
-  if (world.size() > 1 && backend::cuda_device_count() >= world.size()) return true;
-  if (world.rank() == 0) WARN("fewer CUDA devices than ranks: skipped");
-  return false;
 }
 
 // What the thread communicator makes of the sum over num_ranks.
@@ -138,92 +128,6 @@ TEST_CASE("the NCCL communicator, with the same bits on every rank", "[comm]") {
   const std::vector<float> sum = sum_of_reals(on_device, kReals);
   const std::string bytes(reinterpret_cast<const char*>(sum.data()), sum.size() * sizeof(float));
   for (const std::string& other : world.all_gather(bytes)) CHECK(other == bytes);
-}
-
-// Against an all-reduce with an add and a norm after it, on the same numbers.
-TEST_CASE("GPUs sum, add and norm through each other's memory", "[comm]") {
-  const HostComm world = HostComm::world();
-  if (!has_gpus(world)) return;
-  const auto backend =
-      backend::make_cuda_backend({.device = world.rank(), .activation_dtype = DType::kF32});
-  Watch watch(patient(world));
-  const auto communicator =
-      make_nccl_communicator(world, *backend, watch, "tp", AxisUse::kCollectives);
-  constexpr int64_t kMost = 700 * 4096;
-  const backend::Buffer shared = communicator->allocate(2 * kMost * 4);
-  const backend::Buffer plain = backend->allocate(2 * kMost * 4);
-  const backend::Buffer weight = backend->allocate(8200 * 4);
-  const std::vector<float> ones(8200, 1.5F);
-  backend->upload(Stream::kCompute, weight.data(), ones.data(), 8200 * 4);
-  auto* const shared_floats = static_cast<float*>(shared.data());
-  auto* const plain_floats = static_cast<float*>(plain.data());
-  for (const auto& [rows, cols] : std::vector<std::pair<int64_t, int64_t>>{
-           {1, 4096}, {2, 8}, {5, 8200}, {333, 1024}, {700, 4096}, {7, 4096}}) {
-    CAPTURE(rows, cols);
-    const auto matrix = [&](float* data) {
-      return backend::Matrix{data, DType::kF32, rows, cols, cols};
-    };
-    const backend::Matrix partial = matrix(shared_floats);
-    const backend::Matrix out = matrix(shared_floats + kMost);
-    const backend::Matrix residual = matrix(plain_floats);
-    const backend::Matrix expected = matrix(plain_floats + kMost);
-    const int64_t bytes = rows * cols * 4;
-    const auto fill = [&](const backend::Matrix& to, int seed) {
-      std::vector<float> values(static_cast<size_t>(rows * cols));
-      for (size_t i = 0; i < values.size(); ++i)
-        values[i] =
-            static_cast<float>((i * 7919 + static_cast<size_t>(seed) * 104729) % 2001) / 1000.0F -
-            1.0F;
-      backend->upload(Stream::kCompute, to.data, values.data(), bytes);
-      backend->synchronize();
-    };
-    const auto values_of = [&](const backend::Matrix& from) {
-      std::vector<float> values(static_cast<size_t>(rows * cols));
-      backend->download(Stream::kCompute, values.data(), from.data, bytes);
-      backend->synchronize();
-      return values;
-    };
-    const auto check_close = [&](const std::vector<float>& a, const std::vector<float>& b) {
-      float worst = 0.0F;
-      for (size_t i = 0; i < a.size(); ++i) worst = std::max(worst, std::abs(a[i] - b[i]));
-      CHECK(worst < 1e-4F);
-    };
-    fill(residual, 99);
-    fill(expected, 99);
-    // Layers: two sums with a norm, one without.
-    for (int step = 0; step < 3; ++step) {
-      const bool norm = step < 2;
-      fill(partial, 3 * step + world.rank());
-      const bool offered =
-          communicator->sum_add_norm(Stream::kCompute, {.out = norm ? out : backend::Matrix{},
-                                                        .partial = partial,
-                                                        .residual = residual,
-                                                        .scale = 0.5F,
-                                                        .norm_weight = weight.data(),
-                                                        .eps = 1e-5F});
-      if (!offered) {
-        WARN("these GPUs do not see each other's memory: skipped");
-        return;
-      }
-      backend->synchronize();
-      world.barrier();
-      const std::vector<float> normed = norm ? values_of(out) : std::vector<float>();
-      world.barrier();
-      fill(partial, 3 * step + world.rank());
-      communicator->all_reduce_sum(Stream::kCompute, partial.data, DType::kF32, rows * cols);
-      if (norm) {
-        backend->add_rms_norm(Stream::kCompute, out, expected, partial, 0.5F, weight.data(), 1e-5F);
-        check_close(normed, values_of(out));
-        const std::string mine(reinterpret_cast<const char*>(normed.data()), normed.size() * 4);
-        for (const std::string& other : world.all_gather(mine)) CHECK(other == mine);
-      } else {
-        backend->add(Stream::kCompute, expected, partial, 0.5F);
-        check_close(values_of(residual), values_of(expected));
-      }
-      backend->synchronize();
-      world.barrier();
-    }
-  }
 }
 
 TEST_CASE("a communicator of one", "[comm]") {
