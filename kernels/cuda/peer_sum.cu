@@ -1,12 +1,13 @@
 // Sum over the ranks of a tensor-parallel group through each other's memory, with the residual sum
 // and the norm that follow. A rank works on its own rows alone: it reads every rank's summands,
 // keeps the new residual, and writes the normed row into every rank's memory, so that a row crosses
-// a link once in each direction and all ranks hold the same bits. Where the copy engines carry the
-// rows between ranks (piece_sum), the same sums are taken within this rank's memory.
+// a link once in each direction and all ranks hold the same bits, summed in the order of ranks.
+// Where a rank's own rows are all of them, it writes nothing elsewhere. Where the copy engines
+// carry the rows between ranks (piece_sum), the same sums are taken within this rank's memory.
 #include <algorithm>
 
 #include "kernels/cuda/device/common.cuh"
-#include "kernels/cuda_pieces.h"
+#include "kernels/cuda_peers.h"
 
 namespace mpinfer::kernels::cuda {
 namespace {
@@ -85,15 +86,21 @@ struct Summands {
   }
 };
 
-// arrived: of piece_sum, else null. One block a row at a time, kChunks vectors a thread; kPeers: at
+// How blocks of ranks meet.
+struct Meeting {
+  const uint32_t* arrived = nullptr;  // of piece_sum, which waits for these alone
+  bool again = true;                  // at the end
+};
+
+// One block a row at a time, kChunks vectors a thread; kPeers: at
 // least the number of ranks. With two ranks and one vector a thread the next row is on its way
 // while this one is summed up.
 template <class T, int kChunks, int kPeers>
 __global__ void __launch_bounds__(kMostThreads, kResident[kPeers > 2])
-    peer_sum_kernel(PeerSumArgs a, const uint32_t* arrived) {
+    peer_sum_kernel(PeerSumArgs a, Meeting meeting) {
   wait_for_previous();
-  if (arrived != nullptr) {
-    await_summands(a, arrived);
+  if (meeting.arrived != nullptr) {
+    await_summands(a, meeting.arrived);
   } else {
     meet(a, 0);
   }
@@ -150,7 +157,7 @@ __global__ void __launch_bounds__(kMostThreads, kResident[kPeers > 2])
       }
     }
   }
-  if (arrived == nullptr) meet(a, 1);
+  if (meeting.again) meet(a, 1);
 }
 
 __global__ void peer_wait_kernel(PeerWaitArgs a) {
@@ -161,20 +168,21 @@ __global__ void peer_wait_kernel(PeerWaitArgs a) {
   await(a.flags + peer, a.round, a.abandoned);
 }
 
-void start(cudaStream_t stream, const PeerSumArgs& args, const uint32_t* arrived,
+void start(cudaStream_t stream, const PeerSumArgs& args, const Meeting& meeting,
            int32_t num_processors) {
   const int64_t vectors = args.cols / kVector;
   const int64_t threads = std::min<int64_t>(kMostThreads, (vectors + 31) / 32 * 32);
   const int64_t chunks = (vectors + threads - 1) / threads;
   // Every rank starts as many blocks, all of which fit at once; a rank may own a row less.
   const int64_t fit = num_processors * kResident[args.size > 2 ? 1 : 0] * (kMostThreads / threads);
-  const int64_t rows = (args.rows + args.size - 1) / args.size;
+  const bool all = args.end_row - args.first_row == args.rows;
+  const int64_t rows = all ? args.rows : (args.rows + args.size - 1) / args.size;
   const int64_t blocks = std::max<int64_t>(1, std::min({rows, fit, int64_t{kPeerSumBlocks}}));
   with_type(args.residual.dtype, [&](auto zero) {
     using T = decltype(zero);
     const auto with = [&](auto kernel) {
       launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), 0,
-             stream, args, arrived);
+             stream, args, meeting);
     };
     if (args.size == 2) {
       return with(chunks == 1   ? peer_sum_kernel<T, 1, 2>
@@ -196,12 +204,16 @@ bool peer_sum_takes(const View& residual, int64_t cols) {
 }
 
 void peer_sum(cudaStream_t stream, const PeerSumArgs& args, int32_t num_processors) {
-  start(stream, args, nullptr, num_processors);
+  start(stream, args, {}, num_processors);
+}
+
+void peer_sum_in_turn(cudaStream_t stream, const PeerSumArgs& args, int32_t num_processors) {
+  start(stream, args, {.again = false}, num_processors);
 }
 
 void piece_sum(cudaStream_t stream, const PeerSumArgs& args, const uint32_t* arrived,
                int32_t num_processors) {
-  start(stream, args, arrived, num_processors);
+  start(stream, args, {.arrived = arrived, .again = false}, num_processors);
 }
 
 void peer_wait(cudaStream_t stream, const PeerWaitArgs& args) {

@@ -41,6 +41,7 @@ struct SumAddNorm {
   float scale = 1.0F;
   const void* norm_weight = nullptr;  // f32 [cols]
   float eps = 0.0F;
+  bool in_turn = false;  // the next sum's partial is other memory: others may read this until then
   backend::Matrix received = {};  // PieceSums alone: [received_rows, cols], others' summands
 };
 
@@ -90,7 +91,7 @@ class Communicator {
   virtual void all_to_all(Stream, void* out, const void* in, int64_t bytes) = 0;
   virtual void broadcast(Stream, void* data, int64_t bytes, int root) = 0;
   // residual += scale * sum over ranks of partial; out = rms_norm(residual) * norm_weight, in one
-  // pass through memory from allocate(). With a norm a rank keeps the residual of a part of the
+  // pass through memory from allocate(). With a norm a rank may keep the residual of a part of the
   // rows alone, the same part every time; without one all of them are right on every rank. False:
   // not offered here, on no rank and for no rows of this width; nothing was done.
   virtual bool sum_add_norm(Stream, const SumAddNorm&) { return false; }

@@ -5,7 +5,7 @@
 #include <algorithm>
 #include <cstring>
 
-#include "kernels/cuda.h"
+#include "kernels/cuda_peers.h"
 #include "lib/backend/cuda_backend_impl.h"
 #include "lib/core/error.h"
 
@@ -124,21 +124,22 @@ bool CudaPeers::sum_add_norm(Stream stream, const SumAddNorm& sum) {
   args.size = comm_.size();
   for (int peer = 0; peer < comm_.size(); ++peer) {
     args.partial[peer] = region->of(peer, partial.data);
-    if (norm) args.out[peer] = region->of(peer, sum.out.data);
+    if (norm && (peer == rank || !keeps_all_rows()))
+      args.out[peer] = region->of(peer, sum.out.data);
     args.flags[peer] = region->sum_flags(peer);
   }
   args.abandoned = abandoned();
   args.round = ++region->rounds;
   args.residual = kept;
   args.rows = partial.rows;
-  args.first_row = first_row(partial.rows, rank);
-  args.end_row = first_row(partial.rows, rank + 1);
+  args.first_row = keeps_all_rows() ? 0 : first_row(partial.rows, rank);
+  args.end_row = keeps_all_rows() ? partial.rows : first_row(partial.rows, rank + 1);
   args.cols = partial.cols;
   args.scale = sum.scale;
   args.weight = norm ? static_cast<const float*>(sum.norm_weight) : nullptr;
   args.eps = sum.eps;
-  cuda::peer_sum(static_cast<cudaStream_t>(backend::cuda_stream(backend_, stream)), args,
-                 num_processors_);
+  const auto start = keeps_all_rows() && sum.in_turn ? cuda::peer_sum_in_turn : cuda::peer_sum;
+  start(static_cast<cudaStream_t>(backend::cuda_stream(backend_, stream)), args, num_processors_);
   backend::check_launch();
   return true;
 }

@@ -21,9 +21,13 @@ class CudaPeers {
 
   // Collective. Seen by every rank if that can be done.
   backend::Buffer allocate(int64_t bytes);
-  // As Communicator::sum_add_norm, but without a norm, too, only this rank's rows are right.
+  // As Communicator::sum_add_norm, but without a norm, too, only rows that this rank keeps are
+  // right.
   bool sum_add_norm(Stream stream, const SumAddNorm& sum);
-  // Rows that a rank keeps.
+  // Two ranks both sum up every row: as many bytes cross the link as with half of the rows each,
+  // but once, and nobody waits for the other's half.
+  bool keeps_all_rows() const { return comm_.size() == 2; }
+  // Rows that a rank keeps otherwise.
   int64_t first_row(int64_t rows, int rank) const { return rows * rank / comm_.size(); }
   // Kernels that wait for a peer end, now and later: the peer is gone.
   void abandon();

@@ -2,7 +2,7 @@
 
 #include <cuda.h>
 
-#include "kernels/cuda_pieces.h"
+#include "kernels/cuda_peers.h"
 #include "lib/backend/cuda_backend_impl.h"
 #include "lib/backend/cuda_handles.h"
 #include "lib/core/error.h"

@@ -146,7 +146,7 @@ class NcclCommunicator final : public Communicator {
   }
   bool sum_add_norm(Stream stream, const SumAddNorm& sum) override {
     if (!peers_.sum_add_norm(stream, sum)) return false;
-    if (sum.out.data == nullptr) gather_rows(stream, sum.residual);
+    if (sum.out.data == nullptr && !peers_.keeps_all_rows()) gather_rows(stream, sum.residual);
     return true;
   }
   PieceSums* begin_pieces(Stream stream, const SumAddNorm& step) override {

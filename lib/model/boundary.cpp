@@ -1,5 +1,8 @@
 #include "lib/model/boundary.h"
 
+#include <algorithm>
+#include <utility>
+
 #include "lib/core/error.h"
 
 namespace mpinfer::model {
@@ -32,28 +35,39 @@ void sum_add_norm(backend::Backend& backend, comm::Communicator& tp, Stream stre
 
 Boundary::Boundary(backend::Backend& backend, comm::Communicator& tp, Stream stream,
                    const BoundaryRows& rows, const BoundaryOptions& options)
-    : backend_(backend), tp_(tp), stream_(stream), rows_(rows), options_(options) {
-  if (rows.received.rows > 0) {
+    : backend_(backend),
+      tp_(tp),
+      stream_(stream),
+      rows_(rows),
+      options_(options),
+      partial_(rows.partial) {
+  const int64_t num_rows = rows.residual.rows;
+  pieces_ = row_pieces(num_rows);
+  if (rows.spare.rows > 0 && pieces_.size() > 1) {
     piece_sums_ = tp.begin_pieces(stream, {.out = rows.normed,
                                            .partial = rows.partial,
                                            .residual = rows.residual,
-                                           .received = rows.received});
+                                           .received = rows.spare});
   }
-  pieces_ = piece_sums_ != nullptr ? row_pieces(rows.residual.rows)
-                                   : std::vector<RowPiece>{{0, rows.residual.rows}};
+  if (piece_sums_ == nullptr) pieces_ = {{0, num_rows}};
   sums_.resize(pieces_.size());
-  if (piece_sums_ == nullptr) return;
+  if (piece_sums_ == nullptr) {
+    if (rows.spare.rows >= num_rows) other_ = rows.spare.slice_rows(0, num_rows);
+    return;
+  }
   int64_t begin = 0;
   for (const RowPiece& piece : pieces_) {
     const int64_t count = comm::received_rows(piece.rows, tp.size());
-    received_.push_back(rows.received.slice_rows(begin, count));
+    received_.push_back(rows.spare.slice_rows(begin, count));
     begin += count;
   }
 }
 
-int64_t Boundary::received_rows(int64_t rows, int tp) {
-  if (row_pieces(rows).size() < 2) return 0;
-  return (rows / tp + kMostRowPieces) * (tp - 1);
+int64_t Boundary::spare_rows(int64_t rows, int tp) {
+  if (tp == 1) return 0;
+  const int64_t one_piece = std::min(rows, kLeastRowsOfPieces - 1);
+  if (rows < kLeastRowsOfPieces) return one_piece;
+  return std::max(one_piece, (rows / tp + kMostRowPieces) * (tp - 1));
 }
 
 void Boundary::norm(const void* norm_weight) {
@@ -61,7 +75,17 @@ void Boundary::norm(const void* norm_weight) {
 }
 
 Matrix Boundary::partial(int piece) const {
-  return slice(rows_.partial, rows_of(piece));
+  return slice(partial_, rows_of(piece));
+}
+
+Matrix Boundary::all_normed() {
+  for (int piece = 0; piece < num_pieces(); ++piece) receive(piece);
+  return rows_.normed;
+}
+
+void Boundary::sum_all(const Partial& partial, const void* norm_weight) {
+  for (int piece = 0; piece < num_pieces(); ++piece)
+    sum(piece, {slice(partial.rows, rows_of(piece))}, norm_weight);
 }
 
 Matrix Boundary::normed(int piece) {
@@ -84,6 +108,7 @@ void Boundary::sum(int piece, const Partial& partial, const void* norm_weight) {
   // The sums of earlier pieces, whose rows came over beside this piece's products.
   add_waiting();
   sums_[at] = {of, number, Sum::State::kSent};
+  if (other_.data != nullptr) std::swap(partial_, other_);
 }
 
 void Boundary::beside() {

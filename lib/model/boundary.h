@@ -18,8 +18,9 @@ struct BoundaryRows {
   backend::Matrix residual;  // [num_rows, hidden_size]
   backend::Matrix normed;    // likewise
   backend::Matrix partial;   // likewise
-  // Others' summands, in steps of several pieces under TP; none: all rows are one piece.
-  backend::Matrix received;
+  // [spare_rows, hidden_size]: others' summands in steps of several pieces, else in turn with
+  // partial, whose rows another rank may still read. None: TP of one.
+  backend::Matrix spare;
 };
 
 struct BoundaryOptions {
@@ -45,11 +46,15 @@ class Boundary {
   void sum(int piece, const Partial& partial, const void* norm_weight);
   // They were, and left nothing to sum up.
   void beside();
+  // The same for what takes all rows at once.
+  backend::Matrix all_normed();
+  backend::Matrix all_partial() const { return partial_; }
+  void sum_all(const Partial& partial, const void* norm_weight);
   // Until the residual is right on every rank.
   void finish();
 
-  // Rows of BoundaryRows::received, enough for this many or fewer.
-  static int64_t received_rows(int64_t rows, int tp);
+  // Enough for so many rows or fewer.
+  static int64_t spare_rows(int64_t rows, int tp);
 
  private:
   struct Sum {
@@ -67,6 +72,8 @@ class Boundary {
   backend::Stream stream_;
   BoundaryRows rows_;
   BoundaryOptions options_;
+  backend::Matrix partial_;  // of the next sum
+  backend::Matrix other_;    // of the one before; none: the same
   std::vector<RowPiece> pieces_;
   std::vector<backend::Matrix> received_;  // by piece
   std::vector<Sum> sums_;                  // by piece

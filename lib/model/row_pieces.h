@@ -13,6 +13,7 @@ struct RowPiece {
 };
 
 inline constexpr int64_t kMostRowPieces = 4;
+inline constexpr int64_t kLeastRowsOfPieces = 2049;
 
 // One of all rows where there are too few for products of pieces to stay efficient.
 std::vector<RowPiece> row_pieces(int64_t rows);

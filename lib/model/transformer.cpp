@@ -52,9 +52,7 @@ StepSizes step_sizes(const ModelConfig& config, const ShardOf& shard) {
 }
 
 struct StepBuffers {
-  Matrix normed;    // [num_rows, hidden_size]
-  Matrix partial;   // likewise
-  Matrix received;  // of the boundary's sums, where rows go in pieces
+  BoundaryRows boundary;  // all but the residual
   AttentionBuffers attention;
   LatentBuffers latent;  // instead of attention
   MlpBuffers mlp;
@@ -66,15 +64,12 @@ struct StepBuffers {
 StepBuffers take_buffers(Workspace& workspace, const ModelConfig& config, const StepSizes& sizes,
                          int64_t rows, int64_t most_rows, DType dtype) {
   StepBuffers out;
-  out.normed = workspace.take(rows, sizes.hidden, dtype);
-  out.partial = workspace.take(rows, sizes.hidden, dtype);
-  // Experts want all rows at once, and heads that share a latent row are not cut in pieces.
-  if (!config.has_experts() && !config.is_latent()) {
-    out.received = workspace.take(Boundary::received_rows(rows, sizes.tp), sizes.hidden, dtype);
-  }
+  out.boundary.normed = workspace.take(rows, sizes.hidden, dtype);
+  out.boundary.partial = workspace.take(rows, sizes.hidden, dtype);
+  out.boundary.spare = workspace.take(Boundary::spare_rows(rows, sizes.tp), sizes.hidden, dtype);
   const int64_t mark = workspace.mark();
   if (config.is_latent()) {
-    out.latent = take_latent_buffers(workspace, config, sizes.q_heads.size, out.partial);
+    out.latent = take_latent_buffers(workspace, config, sizes.q_heads.size, out.boundary.partial);
   } else {
     out.attention.qkv = workspace.take(rows, sizes.qkv_width, dtype);
     if (sizes.all_qkv_width > 0) {
@@ -88,7 +83,7 @@ StepBuffers take_buffers(Workspace& workspace, const ModelConfig& config, const 
   out.mlp.activated = workspace.take(chunk, sizes.intermediate, dtype);
   if (config.has_experts()) {
     workspace.reset(mark);
-    out.moe = take_moe_buffers(workspace, config, sizes.moe, out.partial, most_rows);
+    out.moe = take_moe_buffers(workspace, config, sizes.moe, out.boundary.partial, most_rows);
   }
   return out;
 }
@@ -132,7 +127,7 @@ struct Transformer::Impl {
   }
 
   Partial run_experts(Stream stream, int32_t index, const BatchInput& batch, const Matrix& x,
-                      const StepBuffers& buffers) {
+                      const MoeBuffers& buffers) {
     return moe({.backend = backend,
                 .config = config,
                 .stage = weights,
@@ -140,7 +135,7 @@ struct Transformer::Impl {
                 .ep = ep,
                 .group_rows = batch.group_rows,
                 .counts = static_cast<int64_t*>(counts.data()) + index * config.moe.num_experts},
-               stream, x, buffers.moe);
+               stream, x, buffers);
   }
 
   void run_attention(Stream stream, int32_t index, const BatchInput& batch, Boundary& boundary,
@@ -156,8 +151,10 @@ struct Transformer::Impl {
                                    .first_q_head = sizes.q_heads.begin,
                                    .first_kv_head = sizes.kv_heads.begin};
     if (config.is_latent()) {
-      boundary.sum(0, attend_latent(attention, stream, boundary.normed(0), batch, buffers.latent),
-                   layer.post_attention_norm);
+      LatentBuffers latent = buffers.latent;
+      latent.partial = boundary.all_partial();
+      boundary.sum_all(attend_latent(attention, stream, boundary.all_normed(), batch, latent),
+                       layer.post_attention_norm);
       return;
     }
     for (int piece = 0; piece < boundary.num_pieces(); ++piece) {
@@ -182,13 +179,18 @@ struct Transformer::Impl {
     const void* next_norm =
         at + 1 == weights.layers.size() ? nullptr : weights.layers[at + 1].input_norm;
     const auto layer_id = static_cast<size_t>(weights.stage.begin + index);
+    if (config.layers[layer_id].moe) {
+      MoeBuffers experts = buffers.moe;
+      experts.partial = boundary.all_partial();
+      boundary.sum_all(run_experts(stream, index, batch, boundary.all_normed(), experts),
+                       next_norm);
+      return;
+    }
     for (int piece = 0; piece < boundary.num_pieces(); ++piece) {
       const Matrix normed = boundary.normed(piece);
-      const Partial mixed =
-          config.layers[layer_id].moe
-              ? run_experts(stream, index, batch, normed, buffers)
-              : mlp(backend, stream, boundary.partial(piece), normed, config, layer, buffers.mlp);
-      boundary.sum(piece, mixed, next_norm);
+      boundary.sum(
+          piece, mlp(backend, stream, boundary.partial(piece), normed, config, layer, buffers.mlp),
+          next_norm);
     }
   }
 };
@@ -226,7 +228,7 @@ void Transformer::serve_group(Stream stream, const BatchInput& batch, const Matr
                                            m.backend.activation_dtype());
   for (int32_t index = 0; index < m.weights.stage.end - m.weights.stage.begin; ++index) {
     if (!m.config.layers[static_cast<size_t>(m.weights.stage.begin + index)].moe) continue;
-    m.run_experts(stream, index, batch, none, buffers);
+    m.run_experts(stream, index, batch, none, buffers.moe);
   }
 }
 
@@ -246,12 +248,10 @@ void Transformer::forward(Stream stream, const BatchInput& batch, const Matrix& 
   if (m.weights.first) {
     embed(m.backend, m.tp, stream, residual, m.config, m.weights, batch.ids);
   }
+  BoundaryRows rows = buffers.boundary;
+  rows.residual = residual;
   Boundary boundary(
-      m.backend, m.tp, stream,
-      {.residual = residual,
-       .normed = buffers.normed,
-       .partial = buffers.partial,
-       .received = buffers.received},
+      m.backend, m.tp, stream, rows,
       {.residual_scale = m.config.residual_multiplier, .norm_eps = m.config.rms_norm_eps});
   boundary.norm(m.weights.layers.front().input_norm);
   for (int32_t index = 0; index < m.weights.stage.end - m.weights.stage.begin; ++index) {

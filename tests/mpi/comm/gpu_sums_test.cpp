@@ -128,6 +128,28 @@ SumAddNorm whole_step(const Sums& sums) {
           .received = sums.received()};
 }
 
+// Layers of a model: what a rank brings to a sum is source and a part of the norm before.
+constexpr int kLayers = 12;
+
+void bring(Sums& sums, const Matrix& partial, const Matrix& source, const Matrix& out, int layer) {
+  sums.backend().copy(Stream::kCompute, partial, source);
+  if (layer > 0) sums.backend().add(Stream::kCompute, partial, out, 0.25F);
+}
+
+// The residual after kLayers and a sum without a norm, by an all-reduce each.
+std::vector<float> expected_layers(Sums& sums, int seed) {
+  for (int layer = 0; layer <= kLayers; ++layer) {
+    sums.fill(sums.source(), seed);
+    if (layer > 0) sums.backend().add(Stream::kCompute, sums.source(), sums.expected_out(), 0.25F);
+    sums.expect(layer < kLayers);
+  }
+  return sums.values_of(sums.expected());
+}
+
+void maybe_late(bool late) {
+  if (late) std::this_thread::sleep_for(std::chrono::microseconds(300));
+}
+
 // Pieces of these sizes, in order.
 std::vector<SumAddNorm> pieces_of(const Sums& sums, const std::vector<int64_t>& sizes, bool norm,
                                   int ranks) {
@@ -189,13 +211,47 @@ TEST_CASE("GPUs sum, add and norm through each other's memory", "[comm]") {
   }
 }
 
-// Steps of layers as a model runs them: a piece is sent, the one before is added, and what the next
-// product reads is received just before. A late rank shows rows that are used too early.
+// A late rank shows what is read or overwritten too early.
+TEST_CASE("GPUs sum one layer after the other", "[comm]") {
+  const HostComm world = HostComm::world();
+  if (!has_gpus(world)) return;
+  Sums sums(world);
+  for (const auto& [rows, cols] :
+       std::vector<std::pair<int64_t, int64_t>>{{1, 4096}, {2, 8}, {600, 4096}, {333, 1024}}) {
+    CAPTURE(rows, cols);
+    sums.resize(rows, cols);
+    const Matrix in_turn[] = {sums.partial(), sums.received().slice_rows(0, rows)};
+    for (int step = 0; step < 4; ++step) {
+      sums.fill(sums.source(), step + world.rank());
+      for (int layer = 0; layer <= kLayers; ++layer) {
+        maybe_late(step % world.size() == world.rank());
+        const bool norm = layer < kLayers;
+        bring(sums, in_turn[layer % 2], sums.source(), sums.out(), layer);
+        if (!sums.communicator().sum_add_norm(Stream::kCompute,
+                                              {.out = norm ? sums.out() : Matrix{},
+                                               .partial = in_turn[layer % 2],
+                                               .residual = sums.residual(),
+                                               .scale = kScale,
+                                               .norm_weight = sums.weight(),
+                                               .eps = kEps,
+                                               .in_turn = norm})) {
+          WARN(kUnseen);
+          return;
+        }
+      }
+      const std::vector<float> found = sums.values_of(sums.residual());
+      sums.check_same_on_all_ranks(found);
+      check_close(found, expected_layers(sums, step + world.rank()));
+    }
+  }
+}
+
+// As a model runs them: a piece is sent, the one before is added, and what the next product reads
+// is received just before.
 TEST_CASE("GPUs sum pieces of rows, several under way", "[comm]") {
   const HostComm world = HostComm::world();
   if (!has_gpus(world)) return;
   Sums sums(world);
-  constexpr int kLayers = 12;
   for (const auto& [cols, sizes] : std::vector<std::pair<int64_t, std::vector<int64_t>>>{
            {4096, {200, 200, 200, 100}}, {8200, {40, 1, 3}}, {8, {1}}, {1024, {333, 1, 2, 300}}}) {
     int64_t rows = 0;
@@ -203,8 +259,6 @@ TEST_CASE("GPUs sum pieces of rows, several under way", "[comm]") {
     CAPTURE(rows, cols);
     sums.resize(rows, cols);
     for (int step = 0; step < 4; ++step) {
-      // Each rank is late in its turn.
-      const bool late = step % world.size() == world.rank();
       PieceSums* pieces = sums.communicator().begin_pieces(Stream::kCompute, whole_step(sums));
       if (pieces == nullptr) {
         WARN(kUnseen);
@@ -214,23 +268,19 @@ TEST_CASE("GPUs sum pieces of rows, several under way", "[comm]") {
       std::vector<SumAddNorm> now;
       std::vector<uint32_t> numbers(sizes.size());
       for (int layer = 0; layer <= kLayers; ++layer) {
-        const bool last = layer == kLayers;
         const std::vector<SumAddNorm> before = now;
-        now = pieces_of(sums, sizes, !last, world.size());
+        now = pieces_of(sums, sizes, layer < kLayers, world.size());
+        int64_t begin = 0;
         for (size_t i = 0; i < now.size(); ++i) {
           if (layer > 0) {
             if (i == 0) pieces->add(Stream::kCompute, before.back(), numbers.back());
             pieces->receive(Stream::kCompute, before[i], numbers[i]);
           }
-          if (late) std::this_thread::sleep_for(std::chrono::microseconds(300));
-          // The partial of a layer: its input, and what this rank has of its own.
-          const Matrix source = sums.source().slice_rows(
-              (now[i].partial.row<char>(0) - sums.partial().row<char>(0)) / (cols * 4),
-              now[i].partial.rows);
-          sums.backend().copy(Stream::kCompute, now[i].partial, source);
-          if (layer > 0) sums.backend().add(Stream::kCompute, now[i].partial, now[i].out, 0.25F);
+          maybe_late(step % world.size() == world.rank());
+          bring(sums, now[i].partial, sums.source().slice_rows(begin, sizes[i]), now[i].out, layer);
           numbers[i] = pieces->send(Stream::kCompute, now[i]);
           if (i > 0) pieces->add(Stream::kCompute, now[i - 1], numbers[i - 1]);
+          begin += sizes[i];
         }
       }
       pieces->add(Stream::kCompute, now.back(), numbers.back());
@@ -238,16 +288,9 @@ TEST_CASE("GPUs sum pieces of rows, several under way", "[comm]") {
         pieces->receive(Stream::kCompute, now[i], numbers[i]);
       }
       sums.backend().copy(Stream::kCompute, sums.residual(), sums.out());
-      const std::vector<float> found = sums.values_of(sums.out());
+      const std::vector<float> found = sums.values_of(sums.residual());
       sums.check_same_on_all_ranks(found);
-      // The same by an all-reduce a layer.
-      for (int layer = 0; layer <= kLayers; ++layer) {
-        sums.fill(sums.source(), step + world.rank());
-        if (layer > 0)
-          sums.backend().add(Stream::kCompute, sums.source(), sums.expected_out(), 0.25F);
-        sums.expect(layer < kLayers);
-      }
-      check_close(found, sums.values_of(sums.expected_out()));
+      check_close(found, expected_layers(sums, step + world.rank()));
     }
   }
 }

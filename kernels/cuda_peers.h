@@ -1,10 +1,14 @@
-// Launchers for sums over peers whose rows the copy engines carry (lib/comm/cuda_piece_sums);
-// kernels/cuda.h has the one whose kernel carries them itself.
+// Launchers for sums over peers beside peer_sum of kernels/cuda.h (lib/comm/cuda_peers,
+// lib/comm/cuda_piece_sums).
 #pragma once
 
 #include "kernels/cuda.h"
 
 namespace mpinfer::kernels::cuda {
+
+// As peer_sum, without waiting at the end until all ranks are done with each other's memory: the
+// next sum brings other summands. Each rank's rows are all of them.
+void peer_sum_in_turn(cudaStream_t stream, const PeerSumArgs& args, int32_t num_processors);
 
 // As peer_sum, within this rank's memory: partial[peer] is a copy, complete when arrived[peer]
 // [kMostPeers] has reached round. out of this rank alone is written, the residual itself where
