@@ -106,16 +106,12 @@ void Boundary::sum(int piece, const Partial& partial, const void* norm_weight) {
                             .received = piece_sums_ != nullptr ? received_[at] : Matrix{}};
   const uint32_t number = piece_sums_ != nullptr ? piece_sums_->send(stream_, of) : 0;
   // The sums of earlier pieces, whose rows came over beside this piece's products.
-  add_waiting();
+  beside();
   sums_[at] = {of, number, Sum::State::kSent};
   if (other_.data != nullptr) std::swap(partial_, other_);
 }
 
 void Boundary::beside() {
-  add_waiting();
-}
-
-void Boundary::add_waiting() {
   for (int piece = 0; piece < num_pieces(); ++piece) add(piece);
 }
 

@@ -1,8 +1,8 @@
 // The boundary between a row-parallel linear and the residual stream: the one place inside the
 // layers where ranks of TP meet. Layers read normed rows and leave partial ones; between them lies
 // residual += scale * sum over TP of partial; normed = rms_norm(residual) * weight. Where GPUs see
-// each other's memory, between the boundaries of a stage the residual of a row is kept by one rank
-// alone, and in steps of many rows the sums go in pieces beside products of other pieces.
+// each other's memory, between the boundaries of a stage the residual of a row may be kept by one
+// rank alone, and in steps of many rows the sums go in pieces beside products of other pieces.
 #pragma once
 
 #include <vector>
@@ -64,7 +64,6 @@ class Boundary {
   };
 
   void add(int piece);
-  void add_waiting();
   void receive(int piece);
 
   backend::Backend& backend_;
