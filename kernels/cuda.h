@@ -178,6 +178,23 @@ void attention_latent(cudaStream_t stream, const AttentionArgs& args, int32_t fi
 enum class Gate : uint8_t { kSilu, kGelu, kGeluTanh };
 void gated_activation(cudaStream_t stream, const View& out, const View& gate_up, int64_t rows,
                       int64_t cols, Gate gate);
+
+// A product a[rows, k] · weight[n, k]ᵀ of few rows.
+struct ProductArgs {
+  View a;
+  const void* weight = nullptr;  // row-major, of a's type; nothing on the stream writes it
+  int64_t rows = 0;
+  int64_t n = 0;
+  int64_t k = 0;
+};
+inline constexpr int32_t kProductRows = 256;  // at most
+// Whether the next two take these sizes: 16-bit types, k and strides in eights, data aligned to
+// 16 bytes.
+bool product_hopper_takes(const ProductArgs& args);
+// out[rows, n / 2] = gate(product[2i]) * product[2i + 1], with bias [n] or none; out of a's type, n
+// in eights, out's stride in fours, out aligned to 8 bytes. False: the driver makes no tensor maps.
+bool product_gated_hopper(cudaStream_t stream, const ProductArgs& args, const View& out,
+                          const float* bias, Gate gate, int num_processors);
 void gather_rows(cudaStream_t stream, const View& out, const View& x, int64_t rows, int64_t cols,
                  const int32_t* index);
 
@@ -292,6 +309,12 @@ struct MaxPair {
 // anew when first_tile.
 void max_tile(cudaStream_t stream, MaxPair* out, const float* logits, int64_t stride, int64_t rows,
               int64_t cols, int32_t first_id, bool first_tile);
+// The maximum of each row of a product into parts [returned, rows], at most num_processors of them;
+// 0: the driver makes no tensor maps. merge_parts makes one of them.
+int product_max_hopper(cudaStream_t stream, const ProductArgs& args, MaxPair* parts,
+                       int32_t first_id, int num_processors);
+void merge_parts(cudaStream_t stream, MaxPair* out, const MaxPair* parts, int32_t count,
+                 int64_t rows, int32_t first_id);
 void merge_max(cudaStream_t stream, int32_t* ids, const MaxPair* gathered, int32_t parts,
                int64_t rows);
 
@@ -325,6 +348,8 @@ void gather_slots(cudaStream_t stream, int32_t* ids, const int32_t* last_token,
 void scatter_slots(cudaStream_t stream, int32_t* last_token, const int32_t* ids,
                    const int32_t* slots, int64_t rows);
 
+// Occupies the stream for so long.
+void hold(cudaStream_t stream, int64_t nanoseconds);
 // i32 copies to i32 only; the float types convert.
 void copy(cudaStream_t stream, const View& out, const View& x, int64_t rows, int64_t cols);
 void fill(cudaStream_t stream, const View& out, int64_t rows, int64_t cols, float value);

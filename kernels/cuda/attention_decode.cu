@@ -59,7 +59,6 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, Decod
   const int sequence = static_cast<int>(blockIdx.z);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
-  wait_for_previous();
   const int context = a.context_lens[sequence];
   const int prefix = plan.num_groups == 0 ? 0 : plan.prefix_lens[sequence];
   const int first_visible = a.window > 0 ? max(0, context - a.window) : 0;
@@ -69,25 +68,6 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, Decod
   const int first_tile = max(begin, first_visible) / kTile;
   const int num_tiles = (end + kTile - 1) / kTile - first_tile;  // of the whole block; may be <= 0
   const int my_tiles = num_tiles > warp ? (num_tiles - warp + kWarps - 1) / kWarps : 0;
-
-  // Q^T as the second operand: lane holds columns g = lane / 4, rows d = (lane % 4) * 2 + {0, 1, 8,
-  // 9} of every 16.
-  uint32_t q[D / 16][2];
-  {
-    const int g = lane / 4;
-    const T* from =
-        static_cast<const T*>(a.q.data) + row * a.q.stride + (int64_t{kv_head} * a.group + g) * D;
-#pragma unroll
-    for (int k = 0; k < D / 16; ++k) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        q[k][half] =
-            g < a.group
-                ? *reinterpret_cast<const uint32_t*>(from + k * 16 + half * 8 + lane % 4 * 2)
-                : 0U;
-      }
-    }
-  }
 
   char* ring = shared + warp * kStages * 2 * tile_bytes<D>();
   const uint32_t ring_address = shared_address(ring);
@@ -120,8 +100,32 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, Decod
     }
     commit_copies();
   };
+  // What the kernel before writes is q and the newest token's K and V: tiles before that one are
+  // fetched while it still runs.
+  const int tiles_before = (context - 1) / kTile - first_tile - warp;
+  int fetched = 0;
+  for (; fetched < kStages - 1 && fetched * kWarps < tiles_before; ++fetched) fetch(fetched);
+  wait_for_previous();
+  for (; fetched < kStages - 1; ++fetched) fetch(fetched);
+
+  // Q^T as the second operand: lane holds columns g = lane / 4, rows d = (lane % 4) * 2 + {0, 1, 8,
+  // 9} of every 16.
+  uint32_t q[D / 16][2];
+  {
+    const int g = lane / 4;
+    const T* from =
+        static_cast<const T*>(a.q.data) + row * a.q.stride + (int64_t{kv_head} * a.group + g) * D;
 #pragma unroll
-  for (int i = 0; i < kStages - 1; ++i) fetch(i);
+    for (int k = 0; k < D / 16; ++k) {
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        q[k][half] =
+            g < a.group
+                ? *reinterpret_cast<const uint32_t*>(from + k * 16 + half * 8 + lane % 4 * 2)
+                : 0U;
+      }
+    }
+  }
 
   // O^T: rows d = 16m + lane / 4 (+ 8), columns g = (lane % 4) * 2 (+ 1).
   float o[D / 16][4];

@@ -42,11 +42,17 @@ struct NormArgs {
   float eps;
 };
 
-// One block a row; the row stays in registers between the two passes.
+// One block a row; the row stays in registers between the two passes. The weight's first part is
+// fetched while the kernel before still runs.
 template <class T, bool kResidual, bool kOut>
-__global__ void norm_kernel(NormArgs<T> a) {
-  wait_for_previous();
+__global__ void __launch_bounds__(1024) norm_kernel(NormArgs<T> a) {
   let_next_start();
+  Vector<float, kVector> weight;
+  const auto fetch_weight = [&](int64_t c) {
+    if (kOut && c < a.cols) weight = *reinterpret_cast<const Vector<float, kVector>*>(a.weight + c);
+  };
+  fetch_weight(static_cast<int64_t>(threadIdx.x) * kVector);
+  wait_for_previous();
   const int64_t row = blockIdx.x;
   const T* x = a.x + row * a.x_stride;
   T* residual = kResidual ? a.residual + row * a.residual_stride : nullptr;
@@ -78,10 +84,11 @@ __global__ void norm_kernel(NormArgs<T> a) {
   for (int chunk = 0; chunk < kChunks; ++chunk) {
     const int64_t c = (static_cast<int64_t>(threadIdx.x) + chunk * int64_t{blockDim.x}) * kVector;
     if (c >= a.cols) break;
+    if (chunk > 0) fetch_weight(c);
     Vector<T, kVector> to;
 #pragma unroll
     for (int i = 0; i < kVector; ++i)
-      to.v[i] = from_float<T>(values[chunk][i] * inverse * a.weight[c + i]);
+      to.v[i] = from_float<T>(values[chunk][i] * inverse * weight.v[i]);
     *reinterpret_cast<Vector<T, kVector>*>(out + c) = to;
   }
 }
@@ -209,6 +216,18 @@ __global__ void scatter_slots_kernel(int32_t* last_token, const int32_t* ids, co
   if (r < rows && slots[r] >= 0) last_token[slots[r]] = ids[r];
 }
 
+__global__ void hold_kernel(int64_t nanoseconds) {
+  wait_for_previous();
+  const auto now = [] {
+    int64_t time = 0;
+    asm volatile("mov.u64 %0, %globaltimer;" : "=l"(time));
+    return time;
+  };
+  const int64_t begin = now();
+  while (now() - begin < nanoseconds) {
+  }
+}
+
 int threads_for(int64_t items) {
   const int64_t threads = (items + 31) / 32 * 32;
   return static_cast<int>(threads < 32 ? 32 : threads > 1024 ? 1024 : threads);
@@ -278,6 +297,7 @@ void add_norm(cudaStream_t stream, const View& out, const View& residual, const 
                            eps};
     const bool wide = cols % kVector == 0 && cols <= int64_t{1024} * kVector * kChunks &&
                       aligned_for(x, kVector) &&
+                      reinterpret_cast<uintptr_t>(weight) % sizeof(Vector<float, kVector>) == 0 &&
                       (out.data == nullptr || aligned_for(out, kVector)) &&
                       (residual.data == nullptr || aligned_for(residual, kVector));
     const auto grid = static_cast<unsigned>(rows);
@@ -327,6 +347,10 @@ void copy(cudaStream_t stream, const View& out, const View& x, int64_t rows, int
       copy_rows<decltype(to), decltype(from)>(stream, out, x, rows, cols, nullptr);
     });
   });
+}
+
+void hold(cudaStream_t stream, int64_t nanoseconds) {
+  launch(hold_kernel, 1, 32, 0, stream, nanoseconds);
 }
 
 void fill(cudaStream_t stream, const View& out, int64_t rows, int64_t cols, float value) {

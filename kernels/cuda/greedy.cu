@@ -42,6 +42,23 @@ __global__ void max_tile_kernel(MaxPair* out, const float* logits, int64_t strid
   out[row] = {best.value, best.has_nan ? -1 : best.id};
 }
 
+// A warp a row.
+__global__ void merge_parts_kernel(MaxPair* out, const MaxPair* parts, int32_t count, int64_t rows,
+                                   int32_t first_id) {
+  wait_for_previous();
+  const int64_t row = (int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / 32;
+  if (row >= rows) return;
+  Best best;
+  for (int32_t part = static_cast<int32_t>(threadIdx.x % 32); part < count; part += 32) {
+    const MaxPair x = parts[part * rows + row];
+    best.merge({x.value, x.id, x.id < 0});
+  }
+  best = lanes_best(best);
+  if (threadIdx.x % 32 != 0) return;
+  // Nothing above -inf: the lowest id.
+  out[row] = {best.value, best.has_nan ? -1 : best.id == INT32_MAX ? first_id : best.id};
+}
+
 __global__ void merge_max_kernel(int32_t* ids, const MaxPair* gathered, int32_t parts,
                                  int64_t rows) {
   wait_for_previous();
@@ -61,6 +78,12 @@ void max_tile(cudaStream_t stream, MaxPair* out, const float* logits, int64_t st
               int64_t cols, int32_t first_id, bool first_tile) {
   launch(max_tile_kernel, static_cast<unsigned>(rows), kMaxThreads, 0, stream, out, logits, stride,
          static_cast<int32_t>(cols), first_id, first_tile);
+}
+
+void merge_parts(cudaStream_t stream, MaxPair* out, const MaxPair* parts, int32_t count,
+                 int64_t rows, int32_t first_id) {
+  launch(merge_parts_kernel, blocks_for(rows * 32, 128), 128, 0, stream, out, parts, count, rows,
+         first_id);
 }
 
 void merge_max(cudaStream_t stream, int32_t* ids, const MaxPair* gathered, int32_t parts,

@@ -44,13 +44,38 @@ __device__ float lanes_sum(float x) {
   return x;
 }
 
+template <int N>
+__device__ void load_floats(float (&to)[N], const float* from) {
+#pragma unroll
+  for (int i = 0; i < N; i += 4) {
+    const float4 x = *reinterpret_cast<const float4*>(from + i);
+    to[i] = x.x;
+    to[i + 1] = x.y;
+    to[i + 2] = x.z;
+    to[i + 3] = x.w;
+  }
+}
+
 // head_dim = rotary_dim = 2 * kHalf: a lane holds kWide neighbours and their partners half a head
-// away.
+// away. What does not depend on the kernel before is fetched while that one still runs.
 template <class T, int kHalf>
 __device__ void rope_head(const RopeWriteArgs& a, const Place<T>& p, int32_t position) {
   constexpr int kWide = 16 / static_cast<int>(sizeof(T));
   constexpr int kLanes = kHalf / kWide;
   const int first = static_cast<int>(threadIdx.x) % kLanes * kWide;
+  float norm[2][kWide];
+  float cosine[kWide], sine[kWide];
+  const bool rotate = p.from != nullptr && p.rotate;
+  if (rotate) {
+    const float* table = a.cos_sin + int64_t{position} * (2 * kHalf) + first;
+    load_floats(cosine, table);
+    load_floats(sine, table + kHalf);
+    if (p.norm != nullptr) {
+      load_floats(norm[0], p.norm + first);
+      load_floats(norm[1], p.norm + kHalf + first);
+    }
+  }
+  wait_for_previous();
   Vector<T, kWide> low{}, high{};
   if (p.from != nullptr) {
     low = *reinterpret_cast<const Vector<T, kWide>*>(p.from + first);
@@ -66,22 +91,19 @@ __device__ void rope_head(const RopeWriteArgs& a, const Place<T>& p, int32_t pos
   }
   squares = lanes_sum<kLanes>(squares);
   if (p.from == nullptr) return;
-  if (p.rotate) {
+  if (rotate) {
     if (p.norm != nullptr) {
       const float inverse = rsqrtf(squares / (2.0F * kHalf) + a.norm_eps);
 #pragma unroll
       for (int i = 0; i < kWide; ++i) {
-        x[i] *= inverse * p.norm[first + i];
-        y[i] *= inverse * p.norm[kHalf + first + i];
+        x[i] *= inverse * norm[0][i];
+        y[i] *= inverse * norm[1][i];
       }
     }
-    const float* table = a.cos_sin + int64_t{position} * (2 * kHalf) + first;
 #pragma unroll
     for (int i = 0; i < kWide; ++i) {
-      const float c = table[i];
-      const float s = table[kHalf + i];
-      low.v[i] = from_float<T>(x[i] * c - y[i] * s);
-      high.v[i] = from_float<T>(y[i] * c + x[i] * s);
+      low.v[i] = from_float<T>(x[i] * cosine[i] - y[i] * sine[i]);
+      high.v[i] = from_float<T>(y[i] * cosine[i] + x[i] * sine[i]);
     }
   }
   *reinterpret_cast<Vector<T, kWide>*>(p.to + first) = low;
@@ -123,9 +145,8 @@ constexpr int heads_a_warp() {
 }
 
 template <class T, int kHalf>
-__global__ void rope_write_kernel(RopeWriteArgs a) {
+__global__ void __launch_bounds__(32 * kWarps, 3) rope_write_kernel(RopeWriteArgs a) {
   constexpr int kLanesAHead = 32 / heads_a_warp<T, kHalf>();
-  wait_for_previous();
   let_next_start();
   const int heads = a.num_q_heads + 2 * a.num_kv_heads;
   const int64_t task = (int64_t{blockIdx.x} * (32 * kWarps) + threadIdx.x) / kLanesAHead;
@@ -138,7 +159,9 @@ __global__ void rope_write_kernel(RopeWriteArgs a) {
   }
   if constexpr (kHalf > 0) {
     rope_head<T, kHalf>(a, p, position);
-  } else if (p.from != nullptr) {
+  } else {
+    wait_for_previous();
+    if (p.from == nullptr) return;
     rope_head_any<T>(a, p.from, p.to, p.norm, p.rotate, position);
   }
 }
@@ -159,6 +182,7 @@ void rope_write(cudaStream_t stream, const RopeWriteArgs& args) {
     constexpr int kWide = 16 / static_cast<int>(sizeof(T));
     const bool wide = args.cos_sin != nullptr && args.rotary_dim == args.head_dim &&
                       aligned_for(args.qkv, kWide) && aligned(args.k) && aligned(args.v) &&
+                      aligned(args.cos_sin) && aligned(args.q_norm) && aligned(args.k_norm) &&
                       args.block_stride % kWide == 0 && args.head_stride % kWide == 0;
     if (wide && args.head_dim == 128) return launch_rope<T, 64>(stream, args);
     if (wide && args.head_dim == 64) return launch_rope<T, 32>(stream, args);

@@ -393,12 +393,19 @@ class Backend {
   virtual void latent_rope_write_kv(Stream, const LatentRopeWriteKv& args) = 0;
   // out[rows, num_q_heads * value_dim]; q[rows, num_q_heads * head_dim], row-strided. Causal; GQA
   // by num_q_heads / num_kv_heads.
-  // Latent rows take no window, sinks or softcap.
+  // Latent rows take no window, sinks or softcap. Of a decode row, K and V of all tokens but the
+  // newest stand there since before the op that comes just before this one.
   virtual void attention(Stream, const Matrix& out, const Matrix& q, const KvView& kv,
                          const AttentionBatch& batch, const AttentionOptions& options) = 0;
   // out[rows, n] = activation(gate) * up; gate_up [rows, 2n] with gate at column 2i, up at 2i + 1.
   virtual void gated_activation(Stream, const Matrix& out, const Matrix& gate_up,
                                 Activation activation) = 0;
+  // gemm and gated_activation; what gate_up holds afterwards is not said: a backend may do without.
+  virtual void gemm_gated(Stream stream, const Matrix& out, const Matrix& gate_up, const Matrix& a,
+                          const Weight& weight, const void* bias, Activation activation) {
+    gemm(stream, gate_up, a, weight, bias);
+    gated_activation(stream, out, gate_up, activation);
+  }
   virtual void gather_rows(Stream, const Matrix& out, const Matrix& x, const int32_t* rows) = 0;
 
   // experts, weights [rows, top_k] by descending choice; logits [rows, num_experts] f32, <= 1024

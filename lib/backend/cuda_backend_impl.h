@@ -1,5 +1,5 @@
-// The class behind make_cuda_backend, for cuda_backend.cpp (memory, streams, weights) and
-// cuda_ops.cpp (ops). It checks shapes and launches; kernels/cuda computes. Weights are kept
+// The class behind make_cuda_backend, for cuda_backend.cpp (memory, streams, weights), cuda_ops.cpp
+// (ops) and its neighbours. It checks shapes and launches; kernels/cuda computes. Weights are kept
 // row-major in the activation type.
 #pragma once
 
@@ -20,6 +20,7 @@ namespace mpinfer::backend {
 kernels::cuda::ElementType element_type(DType dtype);
 kernels::cuda::View view(const Matrix& m);
 void check_launch();
+kernels::cuda::ProductArgs product_of(const Matrix& a, const Weight& weight);
 
 // Layout tag of a weight: the type it was declared with, and whether it is tiled for moe_experts.
 inline constexpr int32_t kExpertLayout = 0x100;
@@ -73,6 +74,8 @@ class CudaBackend final : public Backend {
                  const AttentionBatch& batch, const AttentionOptions& options) override;
   void gated_activation(Stream stream, const Matrix& out, const Matrix& gate_up,
                         Activation activation) override;
+  void gemm_gated(Stream stream, const Matrix& out, const Matrix& gate_up, const Matrix& a,
+                  const Weight& weight, const void* bias, Activation activation) override;
   void gather_rows(Stream stream, const Matrix& out, const Matrix& x, const int32_t* rows) override;
   void route(Stream stream, int32_t* experts, float* weights, const Matrix& logits,
              const RouteOptions& options) override;
@@ -101,6 +104,8 @@ class CudaBackend final : public Backend {
   cudaStream_t stream_of(Stream stream) const { return streams_[static_cast<size_t>(stream)]; }
 
  private:
+  // Whether the products that finish what they compute take these rows.
+  bool takes_few_rows(const kernels::cuda::ProductArgs& args) const;
   void attend_latent(Stream stream, const kernels::cuda::AttentionArgs& args,
                      const AttentionBatch& batch);
   void decode(Stream stream, const kernels::cuda::AttentionArgs& args, const AttentionBatch& batch,

@@ -12,13 +12,17 @@
 #include <sstream>
 #include <vector>
 
+#include "kernels/cuda.h"
 #include "lib/backend/cuda_handles.h"
 
 namespace mpinfer::backend {
 namespace {
 
 constexpr int kCandidates = 8;
-constexpr int kRepeats = 2;
+// A candidate's launches are timed together, behind a kernel that waits until all of them stand in
+// the queue: an event and a launch cost as much as a product of few rows.
+constexpr int kRepeats = 4;
+constexpr int64_t kHoldNanoseconds = 40000;
 // A kernel that is used already is taken where it is so close to the fastest: bringing another onto
 // the GPU costs milliseconds in every run.
 constexpr float kClose = 1.03F;
@@ -36,12 +40,12 @@ cudaDataType_t cuda_type(DType dtype) {
   }
 }
 
-// Rows whose best kernel is taken to be the same: four steps an octave from 256 on, two below, one
+// Rows whose best kernel is taken to be the same: four steps an octave from 64 on, two below, one
 // up to 16.
 int64_t bucket_of(int64_t rows) {
   if (rows <= 16) return 16;
   const auto octave = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(rows - 1)));
-  const int64_t step = octave / (rows > 256 ? 4 : 2);
+  const int64_t step = octave / (rows > 64 ? 4 : 2);
   return (rows + step - 1) / step * step;
 }
 
@@ -144,7 +148,7 @@ void CudaGemm::read_cache(const std::string& gpu) {
   std::string name = gpu;
   std::replace_if(
       name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) == 0; }, '-');
-  cache_path_ = fmt::format("{}/mpinfer/products-3-{}-{}",
+  cache_path_ = fmt::format("{}/mpinfer/products-4-{}-{}",
                             cache != nullptr ? cache : std::string(home) + "/.cache", name,
                             cublasLtGetVersion());
   std::ifstream file(cache_path_);
@@ -300,9 +304,10 @@ cublasLtMatmulAlgo_t CudaGemm::choose(cudaStream_t stream, void* workspace, cons
     };
     if (run() != CUBLAS_STATUS_SUCCESS)
       continue;  // warms up; a candidate may refuse what the heuristic promised
-    float& least = times[static_cast<size_t>(i)];
-    for (int repeat = 0; repeat < kRepeats; ++repeat)
-      least = std::min(least, timer.milliseconds(stream, run));
+    kernels::cuda::hold(stream, kHoldNanoseconds);
+    times[static_cast<size_t>(i)] = timer.milliseconds(stream, [&] {
+      for (int repeat = 0; repeat < kRepeats; ++repeat) run();
+    });
   }
   auto best = static_cast<size_t>(std::min_element(times.begin(), times.end()) - times.begin());
   float least = kClose * times[best];

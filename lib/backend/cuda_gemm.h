@@ -1,11 +1,11 @@
 // Matrix products by cuBLASLt. For each (sizes, types, alignment) and bucket of rows the library's
-// candidates are timed on the first product of that kind; the fastest is kept, also in a file of
-// the user's cache directory ($XDG_CACHE_HOME or ~/.cache, mpinfer/), so that later runs on the
-// same GPU and library time nothing. The kernels of that file are brought onto the GPU by a thread
-// of its own while weights are read: each takes 3-4 ms when it is first used, and a run uses a
-// hundred.
-// Deterministic: one candidate without split sums for every
-// number of rows, so that a row's bits do not depend on its batch.
+// candidates are timed on the first product of that kind, four launches of each behind a kernel
+// that keeps the queue full; the fastest is kept, also in a file of the user's cache directory
+// ($XDG_CACHE_HOME or ~/.cache, mpinfer/), so that later runs on the same GPU and library time
+// nothing. The kernels of that file are brought onto the GPU by a thread of its own while weights
+// are read: each takes 3-4 ms when it is first used, and a run uses a hundred. Deterministic: one
+// candidate without split sums for every number of rows, so that a row's bits do not depend on its
+// batch.
 #pragma once
 
 #include <cublasLt.h>

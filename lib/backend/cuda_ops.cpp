@@ -1,6 +1,5 @@
 // The model's ops of the CUDA backend: shape checks, choice of kernels, launches.
 #include <algorithm>
-#include <bit>
 #include <cstddef>
 
 #include "lib/backend/cuda_backend_impl.h"
@@ -11,12 +10,6 @@ namespace {
 
 namespace cuda = kernels::cuda;
 
-static_assert(sizeof(cuda::SampleRow) == sizeof(SampleRow) &&
-              offsetof(cuda::SampleRow, seed) == offsetof(SampleRow, seed) &&
-              offsetof(cuda::SampleRow, presence_penalty) == offsetof(SampleRow, presence_penalty));
-static_assert(sizeof(cuda::LogitAdjustment) == sizeof(LogitAdjustment) &&
-              offsetof(cuda::LogitAdjustment, banned) == offsetof(LogitAdjustment, banned));
-static_assert(sizeof(cuda::MaxPair) == sizeof(MaxPair));
 static_assert(sizeof(cuda::PrefixGroup) == sizeof(PrefixGroup) &&
               offsetof(cuda::PrefixGroup, num_tokens) == offsetof(PrefixGroup, num_tokens));
 
@@ -44,6 +37,14 @@ cuda::View view(const Matrix& m) {
 
 void check_launch() {
   cuda_check(cudaGetLastError(), "kernel launch");
+}
+
+cuda::ProductArgs product_of(const Matrix& a, const Weight& weight) {
+  return {.a = view(a),
+          .weight = weight.data,
+          .rows = a.rows,
+          .n = weight.out_features,
+          .k = weight.in_features};
 }
 
 void CudaBackend::embedding(Stream stream, const Matrix& out, const Weight& table,
@@ -258,17 +259,50 @@ void CudaBackend::attention(Stream stream, const Matrix& out, const Matrix& q, c
   check_launch();
 }
 
+namespace {
+
+cuda::Gate gate_of(Activation activation) {
+  MPINFER_CHECK(activation != Activation::kClampedSwiglu, "activation {} is for experts alone",
+                static_cast<int>(activation));
+  return activation == Activation::kSilu   ? cuda::Gate::kSilu
+         : activation == Activation::kGelu ? cuda::Gate::kGelu
+                                           : cuda::Gate::kGeluTanh;
+}
+
+}  // namespace
+
+// Deterministic: a row's bits would depend on how many there are.
+bool CudaBackend::takes_few_rows(const cuda::ProductArgs& args) const {
+  return hopper_ && !options_.deterministic && cuda::product_hopper_takes(args);
+}
+
+void CudaBackend::gemm_gated(Stream stream, const Matrix& out, const Matrix& gate_up,
+                             const Matrix& a, const Weight& weight, const void* bias,
+                             Activation activation) {
+  MPINFER_CHECK(out.rows == a.rows && 2 * out.cols == weight.out_features &&
+                    a.cols == weight.in_features && a.dtype == weight.dtype,
+                "[{}, {}] of gate and up = [{}, {}] times [{}, {}] transposed", out.rows, out.cols,
+                a.rows, a.cols, weight.out_features, weight.in_features);
+  if (a.rows == 0) return;
+  const cuda::ProductArgs args = product_of(a, weight);
+  const bool stored = out.dtype == a.dtype && out.cols % 4 == 0 && out.stride % 4 == 0 &&
+                      reinterpret_cast<uintptr_t>(out.data) % 8 == 0;
+  if (stored && takes_few_rows(args) &&
+      cuda::product_gated_hopper(stream_of(stream), args, view(out),
+                                 static_cast<const float*>(bias), gate_of(activation),
+                                 num_processors_)) {
+    return check_launch();
+  }
+  Backend::gemm_gated(stream, out, gate_up, a, weight, bias, activation);
+}
+
 void CudaBackend::gated_activation(Stream stream, const Matrix& out, const Matrix& gate_up,
                                    Activation activation) {
   MPINFER_CHECK(out.rows == gate_up.rows && 2 * out.cols == gate_up.cols, "[{}, {}] from [{}, {}]",
                 out.rows, out.cols, gate_up.rows, gate_up.cols);
-  MPINFER_CHECK(activation != Activation::kClampedSwiglu, "activation {} is for experts alone",
-                static_cast<int>(activation));
   if (out.rows == 0) return;
-  const cuda::Gate gate = activation == Activation::kSilu   ? cuda::Gate::kSilu
-                          : activation == Activation::kGelu ? cuda::Gate::kGelu
-                                                            : cuda::Gate::kGeluTanh;
-  cuda::gated_activation(stream_of(stream), view(out), view(gate_up), out.rows, out.cols, gate);
+  cuda::gated_activation(stream_of(stream), view(out), view(gate_up), out.rows, out.cols,
+                         gate_of(activation));
   check_launch();
 }
 
@@ -277,86 +311,6 @@ void CudaBackend::gather_rows(Stream stream, const Matrix& out, const Matrix& x,
   MPINFER_CHECK(out.cols == x.cols && out.dtype == x.dtype, "{} columns from {}", out.cols, x.cols);
   if (out.rows == 0) return;
   cuda::gather_rows(stream_of(stream), view(out), view(x), out.rows, out.cols, rows);
-  check_launch();
-}
-
-// Tiles of the vocabulary: their f32 logits stay in the L2 cache between the product and the
-// maximum.
-void CudaBackend::lm_head_max(Stream stream, MaxPair* out, const Matrix& x, const Weight& weight,
-                              int32_t first_id) {
-  MPINFER_CHECK(x.cols == weight.in_features && x.dtype == weight.dtype,
-                "{} columns times a weight of {}", x.cols, weight.in_features);
-  constexpr int64_t kLeastTile = 1024;
-  constexpr int64_t kMostRows = kLogitsTileBytes / 4 / kLeastTile;
-  for (int64_t row = 0; row < x.rows; row += kMostRows) {
-    const int64_t rows = std::min(kMostRows, x.rows - row);
-    // One width for a whole range of rows: each width is a product whose kernel has to be chosen.
-    const int64_t at_most = options_.deterministic
-                                ? kMostRows
-                                : static_cast<int64_t>(std::bit_ceil(
-                                      static_cast<uint64_t>(std::max<int64_t>(rows, 64))));
-    const int64_t tile = std::max(kLeastTile, kLogitsTileBytes / 4 / at_most);
-    for (int64_t begin = 0; begin < weight.out_features; begin += tile) {
-      const int64_t cols = std::min(tile, weight.out_features - begin);
-      const Matrix logits{logits_tile_, DType::kF32, rows, cols, (cols + 3) / 4 * 4};
-      gemm_->multiply(stream_of(stream), gemm_workspace(stream), logits, x.slice_rows(row, rows),
-                      static_cast<const char*>(weight.data) +
-                          begin * weight.in_features * size_of(weight.dtype),
-                      1.0F);
-      cuda::max_tile(stream_of(stream), reinterpret_cast<cuda::MaxPair*>(out + row),
-                     static_cast<const float*>(logits.data), logits.stride, rows, cols,
-                     checked_cast<int32_t>(first_id + begin), begin == 0);
-    }
-  }
-  check_launch();
-}
-
-void CudaBackend::merge_max(Stream stream, int32_t* ids, const MaxPair* gathered, int32_t parts,
-                            int64_t rows) {
-  if (rows == 0) return;
-  cuda::merge_max(stream_of(stream), ids, reinterpret_cast<const cuda::MaxPair*>(gathered), parts,
-                  rows);
-  check_launch();
-}
-
-void CudaBackend::lm_head_logits(Stream stream, const Matrix& logits, const Matrix& x,
-                                 const Weight& weight, float scale) {
-  MPINFER_CHECK(logits.rows == x.rows && logits.cols == weight.out_features &&
-                    x.cols == weight.in_features && logits.dtype == DType::kF32,
-                "[{}, {}] = [{}, {}] times [{}, {}] transposed", logits.rows, logits.cols, x.rows,
-                x.cols, weight.out_features, weight.in_features);
-  if (x.rows == 0) return;
-  gemm_->multiply(stream_of(stream), gemm_workspace(stream), logits, x, weight.data, scale);
-}
-
-void CudaBackend::mask_logits(Stream stream, const Matrix& logits, const uint32_t* masks,
-                              const int32_t* row_masks) {
-  MPINFER_CHECK(logits.dtype == DType::kF32, "logits of {}", name_of(logits.dtype));
-  if (logits.rows == 0) return;
-  cuda::mask_logits(stream_of(stream), logits.row<float>(0), logits.stride, logits.rows,
-                    checked_cast<int32_t>(logits.cols), masks, row_masks);
-  check_launch();
-}
-
-void CudaBackend::log_softmax_top_k(Stream stream, LogprobEntry* out, const Matrix& logits,
-                                    const int32_t* ids, int32_t num_top) {
-  MPINFER_CHECK(logits.dtype == DType::kF32, "logits of {}", name_of(logits.dtype));
-  MPINFER_CHECK(num_top >= 0 && num_top <= kMaxTopLogprobs && num_top <= logits.cols,
-                "{} of {} tokens", num_top, logits.cols);
-  if (logits.rows == 0) return;
-  cuda::log_softmax_top_k(stream_of(stream), reinterpret_cast<cuda::LogprobEntry*>(out),
-                          logits.row<float>(0), logits.stride, logits.rows,
-                          checked_cast<int32_t>(logits.cols), ids, num_top);
-  check_launch();
-}
-
-void CudaBackend::sample(Stream stream, int32_t* ids, const SampleBatch& batch) {
-  MPINFER_CHECK(batch.logits.dtype == DType::kF32, "logits of {}", name_of(batch.logits.dtype));
-  if (batch.logits.rows == 0) return;
-  cuda::sample(stream_of(stream), ids, batch.logits.row<float>(0), batch.logits.stride,
-               batch.logits.rows, checked_cast<int32_t>(batch.logits.cols),
-               reinterpret_cast<const cuda::SampleRow*>(batch.rows), batch.adjustment_offsets,
-               reinterpret_cast<const cuda::LogitAdjustment*>(batch.adjustments));
   check_launch();
 }
 

@@ -21,9 +21,8 @@ Partial mlp(backend::Backend& backend, backend::Stream stream, const backend::Ma
     const int64_t rows = std::min(at_once, x.rows - begin);
     const backend::Matrix gate_up = buffers.gate_up.slice_rows(0, rows);
     const backend::Matrix activated = buffers.activated.slice_rows(0, rows);
-    column_parallel(backend, stream, gate_up, x.slice_rows(begin, rows), weights.gate_up,
-                    weights.gate_up_bias);
-    backend.gated_activation(stream, activated, gate_up, config.activation);
+    backend.gemm_gated(stream, activated, gate_up, x.slice_rows(begin, rows), weights.gate_up,
+                       weights.gate_up_bias, config.activation);
     row_parallel(backend, stream, out.slice_rows(begin, rows), activated, weights.down,
                  weights.down_bias);
   }

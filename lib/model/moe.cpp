@@ -29,8 +29,8 @@ void add_shared(const MoeLayer& layer, backend::Stream stream, const Matrix& out
   const Matrix gate_up = first_rows(buffers.shared_gate_up, x.rows);
   const Matrix activated = first_rows(buffers.shared_activated, x.rows);
   const Matrix shared = first_rows(buffers.shared, x.rows);
-  column_parallel(layer.backend, stream, gate_up, x, layer.weights.shared_gate_up, nullptr);
-  layer.backend.gated_activation(stream, activated, gate_up, layer.config.activation);
+  layer.backend.gemm_gated(stream, activated, gate_up, x, layer.weights.shared_gate_up, nullptr,
+                           layer.config.activation);
   row_parallel(layer.backend, stream, shared, activated, layer.weights.shared_down, nullptr);
   if (!layer.config.moe.shared_gate) return layer.backend.add(stream, out, shared, 1.0F);
   const Matrix gate = first_rows(buffers.shared_gate, x.rows);

@@ -109,6 +109,21 @@ struct Bench {
            2.0 * static_cast<double>(rows) * static_cast<double>(n * k));
   }
 
+  void gemm_gated(int64_t rows, int64_t n, int64_t k) {
+    const Buffer x = random_bf16(rows * k, 1.0F);
+    const Buffer w = random_bf16(n * k, 0.02F);
+    const Buffer between = backend->allocate(rows * n * 2);
+    const Buffer out = backend->allocate(rows * n);
+    const Weight weight = backend->make_weight(w.data(), n, k, DType::kBF16);
+    const double seconds = time([&] {
+      backend->gemm_gated(Stream::kCompute, matrix(out, rows, n / 2), matrix(between, rows, n),
+                          matrix(x, rows, k), weight, nullptr, Activation::kSilu);
+    });
+    report(fmt::format("gemm_gated {} x {} x {}", rows, n, k), seconds,
+           2.0 * static_cast<double>(rows * k + n * k) + static_cast<double>(rows * n),
+           2.0 * static_cast<double>(rows) * static_cast<double>(n * k));
+  }
+
   void lm_head(int64_t rows, int64_t vocabulary, int64_t hidden) {
     const Buffer x = random_bf16(rows * hidden, 1.0F);
     const Buffer w = random_bf16(vocabulary * hidden, 0.02F);
@@ -367,8 +382,13 @@ int main(int argc, char** argv) try {
     bench.gemm(rows, 28672, 4096);
     bench.gemm(rows, 4096, 14336);
   }
+  for (const int64_t rows : {16, 64, 128, 192, 256}) {
+    bench.gemm_gated(rows, 6144, 1024);
+    bench.gemm_gated(rows, 28672, 4096);
+    bench.lm_head(rows, 151936, 1024);
+    bench.lm_head(rows, 128256, 4096);
+  }
   bench.lm_head(1024, 151936, 1024);
-  bench.lm_head(256, 151936, 1024);
   bench.lm_head(1024, 128256, 4096);
   bench.rows_ops(1024, 1024, 3072);
   bench.rows_ops(16384, 1024, 3072);

@@ -284,6 +284,51 @@ TEST_CASE("gated activations over interleaved gate and up, from large negative t
   }
 }
 
+TEST_CASE("gemm_gated equals a product, a bias and a gate, for few rows and many") {
+  Random random(28);
+  struct Shape {
+    int64_t rows, cols, in_features;  // of the result; of the rows
+  };
+  for (const Maker& maker : makers()) {
+    const auto backend = maker.make();
+    const DType dtype = backend->activation_dtype();
+    CAPTURE(maker.name);
+    for (const Shape s : {Shape{1, 4, 8}, Shape{17, 35, 24}, Shape{64, 100, 200}, Shape{65, 32, 19},
+                          Shape{150, 76, 72}, Shape{256, 260, 136}, Shape{257, 64, 64}}) {
+      const auto x = rounded(random_floats(random, s.rows * s.in_features), dtype);
+      const auto w = rounded(random_floats(random, 2 * s.cols * s.in_features, 0.2F), dtype);
+      const auto bias = random_floats(random, 2 * s.cols);
+      const PackedWeight weight(*backend, 2 * s.cols, s.in_features, dtype, w, dtype);
+      const DeviceMatrix in(*backend, s.rows, s.in_features, x);
+      const DeviceMatrix between(*backend, s.rows, 2 * s.cols, dtype);
+      const DeviceMatrix out(*backend, s.rows, s.cols, dtype);
+      const DeviceArray<float> device_bias(*backend, bias);
+      for (const Activation a : {Activation::kSilu, Activation::kGelu, Activation::kGeluTanh}) {
+        for (const bool biased : {false, true}) {
+          CAPTURE(s.rows, s.cols, s.in_features, static_cast<int>(a), biased);
+          backend->gemm_gated(Stream::kCompute, out.view(), between.view(), in.view(),
+                              weight.view(), biased ? device_bias.data() : nullptr, a);
+          std::vector<double> want;
+          const auto sum = [&](int64_t r, int64_t n) {
+            double total = biased ? static_cast<double>(bias[static_cast<size_t>(n)]) : 0.0;
+            for (int64_t k = 0; k < s.in_features; ++k) {
+              total += static_cast<double>(x[static_cast<size_t>(r * s.in_features + k)]) *
+                       static_cast<double>(w[static_cast<size_t>(n * s.in_features + k)]);
+            }
+            return total;
+          };
+          for (int64_t r = 0; r < s.rows; ++r) {
+            for (int64_t c = 0; c < s.cols; ++c) {
+              want.push_back(activated(sum(r, 2 * c), a) * sum(r, 2 * c + 1));
+            }
+          }
+          check_close(out.read(), want, tolerance(*backend), 4.0);
+        }
+      }
+    }
+  }
+}
+
 TEST_CASE("gather_rows, copy, fill and slots") {
   Random random(26);
   for (const Maker& maker : makers()) {

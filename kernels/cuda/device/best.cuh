@@ -32,6 +32,20 @@ struct Best {
   }
 };
 
+// The best of kLanes neighbouring lanes, on each of them.
+template <int kLanes = 32>
+__device__ inline Best lanes_best(Best mine) {
+#pragma unroll
+  for (int offset = kLanes / 2; offset > 0; offset /= 2) {
+    Best other;
+    other.value = __shfl_xor_sync(0xffffffffU, mine.value, offset);
+    other.id = __shfl_xor_sync(0xffffffffU, mine.id, offset);
+    other.has_nan = __shfl_xor_sync(0xffffffffU, mine.has_nan ? 1 : 0, offset) != 0;
+    mine.merge(other);
+  }
+  return mine;
+}
+
 // The block's best, on every thread.
 __device__ inline Best block_best(Best mine) {
   __shared__ float values[32];
@@ -39,14 +53,7 @@ __device__ inline Best block_best(Best mine) {
   __shared__ int nan;
   if (threadIdx.x == 0) nan = 0;
   __syncthreads();
-#pragma unroll
-  for (int offset = 16; offset > 0; offset /= 2) {
-    Best other;
-    other.value = __shfl_xor_sync(0xffffffffU, mine.value, offset);
-    other.id = __shfl_xor_sync(0xffffffffU, mine.id, offset);
-    other.has_nan = __shfl_xor_sync(0xffffffffU, mine.has_nan ? 1 : 0, offset) != 0;
-    mine.merge(other);
-  }
+  mine = lanes_best(mine);
   if (threadIdx.x % 32 == 0) {
     values[threadIdx.x / 32] = mine.value;
     ids[threadIdx.x / 32] = mine.id;

@@ -4,11 +4,9 @@
 // swizzle (warpgroup.cuh). A block number outside the tensor gives zeros.
 #pragma once
 
-#include <cuda.h>
-
 #include <numeric>
 
-#include "kernels/cuda/device/handover.cuh"
+#include "kernels/cuda/device/tensor_map.cuh"
 
 namespace mpinfer::kernels::cuda {
 
@@ -20,15 +18,6 @@ struct PagedMaps {
 // A tile of tile_tokens is made of whole copies, and none leaves its block. False: the driver has
 // no tensor maps, or refuses these sizes.
 inline bool make_paged_maps(PagedMaps& maps, const AttentionArgs& a, int32_t tile_tokens) {
-  static const auto encode = [] {
-    void* found = nullptr;
-    cudaDriverEntryPointQueryResult result{};
-    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
-                                     &result);
-    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(
-        result == cudaDriverEntryPointSuccess ? found : nullptr);
-  }();
-  if (encode == nullptr) return false;
   maps.tokens = std::gcd(a.block_size, tile_tokens);
   const auto bytes = [](int64_t elements) { return static_cast<cuuint64_t>(elements) * 2; };
   const auto make = [&](CUtensorMap& map, const void* base) {
@@ -38,11 +27,7 @@ inline bool make_paged_maps(PagedMaps& maps, const AttentionArgs& a, int32_t til
         static_cast<cuuint64_t>(a.num_kv_heads), kMostBytes / bytes(a.block_stride)};
     const cuuint64_t strides[] = {bytes(a.head_dim), bytes(a.head_stride), bytes(a.block_stride)};
     const cuuint32_t box[] = {64, static_cast<cuuint32_t>(maps.tokens), 1, 1};
-    const cuuint32_t steps[] = {1, 1, 1, 1};
-    return encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, const_cast<void*>(base), sizes, strides,
-                  box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                  CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                  CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+    return make_map<4>(map, base, sizes, strides, box);
   };
   return make(maps.k, a.k) && make(maps.v, a.v);
 }

@@ -50,6 +50,10 @@ __device__ inline void fence_shared_writes() {
 #define MPINFER_PLACES_32                                                  \
   "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
   "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define MPINFER_PLACES_48 \
+  MPINFER_PLACES_32       \
+  ", "                    \
+  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
 #define MPINFER_PLACES_64                                                            \
   MPINFER_PLACES_32                                                                  \
   ", "                                                                               \
@@ -90,6 +94,30 @@ __device__ inline void fence_shared_writes() {
                "}, {" a_at "}, %" b_at ", p, 1, 1, 1;\n}\n"                                     \
                : __VA_ARGS__                                                                    \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
+
+template <class T>
+__device__ inline void warpgroup_multiply(float (&d)[8][4], uint64_t a, uint64_t b,
+                                          bool accumulate) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    MPINFER_MULTIPLY_SHARED("64", "bf16", MPINFER_PLACES_32, "32", "33", "34",
+                            MPINFER_GROUPS_8(d, 0));
+  } else {
+    MPINFER_MULTIPLY_SHARED("64", "f16", MPINFER_PLACES_32, "32", "33", "34",
+                            MPINFER_GROUPS_8(d, 0));
+  }
+}
+
+template <class T>
+__device__ inline void warpgroup_multiply(float (&d)[12][4], uint64_t a, uint64_t b,
+                                          bool accumulate) {
+  if constexpr (std::is_same_v<T, bf16>) {
+    MPINFER_MULTIPLY_SHARED("96", "bf16", MPINFER_PLACES_48, "48", "49", "50",
+                            MPINFER_GROUPS_8(d, 0), MPINFER_GROUPS_4(d, 8));
+  } else {
+    MPINFER_MULTIPLY_SHARED("96", "f16", MPINFER_PLACES_48, "48", "49", "50",
+                            MPINFER_GROUPS_8(d, 0), MPINFER_GROUPS_4(d, 8));
+  }
+}
 
 template <class T>
 __device__ inline void warpgroup_multiply(float (&d)[16][4], uint64_t a, uint64_t b,
@@ -146,6 +174,7 @@ __device__ inline void warpgroup_multiply(float (&d)[32][4], uint64_t a, uint64_
 #undef MPINFER_GROUP
 #undef MPINFER_PLACES_128
 #undef MPINFER_PLACES_64
+#undef MPINFER_PLACES_48
 #undef MPINFER_PLACES_32
 
 // Four lanes hold the columns of a row two by two; lane q gets the whole of group first + q.

@@ -1,0 +1,34 @@
+// Tensors that the copy engine of sm_90a fetches in boxes (CUDA driver API, "Tensor Map Object
+// Management"), 16-bit elements, 64 of them a row of a box: a panel in the 128-byte swizzle
+// (warpgroup.cuh). What lies outside the tensor arrives as zeros.
+#pragma once
+
+#include <cuda.h>
+
+#include "kernels/cuda/device/handover.cuh"
+
+namespace mpinfer::kernels::cuda {
+
+// sizes[i], the elements of dimension i, the innermost first; strides[i]: bytes between elements of
+// dimension i + 1. False: the driver has no tensor maps, or refuses these sizes.
+template <int kDimensions>
+bool make_map(CUtensorMap& map, const void* base, const cuuint64_t (&sizes)[kDimensions],
+              const cuuint64_t (&strides)[kDimensions - 1], const cuuint32_t (&box)[kDimensions]) {
+  static const auto encode = [] {
+    void* found = nullptr;
+    cudaDriverEntryPointQueryResult result{};
+    cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &found, 12000, cudaEnableDefault,
+                                     &result);
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(
+        result == cudaDriverEntryPointSuccess ? found : nullptr);
+  }();
+  cuuint32_t steps[kDimensions];
+  for (cuuint32_t& step : steps) step = 1;
+  return encode != nullptr &&
+         encode(&map, CU_TENSOR_MAP_DATA_TYPE_UINT16, kDimensions, const_cast<void*>(base), sizes,
+                strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+}  // namespace mpinfer::kernels::cuda
