@@ -16,16 +16,12 @@ constexpr int kTile = 16;    // tokens
 constexpr int kColumns = 8;  // query heads
 
 template <int D>
-constexpr int stages() {
-  return D == 128 ? 3 : 5;
-}
-template <int D>
 constexpr int tile_bytes() {  // of K, and of V
   return kTile * D * 2;
 }
-template <int D>
+template <int D, int kStages>
 constexpr int shared_bytes() {
-  return kWarps * stages<D>() * 2 * tile_bytes<D>();
+  return kWarps * kStages * 2 * tile_bytes<D>();
 }
 
 // Of one (query head, d).
@@ -45,9 +41,8 @@ struct Merged {
   }
 };
 
-template <class T, int D>
+template <class T, int D, int kStages>
 __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, DecodePlan plan) {
-  constexpr int kStages = stages<D>();
   constexpr int kChunksPerRow = D / 8;  // of 16 bytes
   constexpr int kCopies = kTile * kChunksPerRow / 32;
   extern __shared__ __align__(128) char shared[];
@@ -61,9 +56,13 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, Decod
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int context = a.context_lens[sequence];
   const int prefix = plan.num_groups == 0 ? 0 : plan.prefix_lens[sequence];
+  const int splits = plan.num_splits == 1 ? 1
+                                          : (context - prefix + plan.tokens_per_split - 1) /
+                                                plan.tokens_per_split;  // of this sequence
+  if (split >= splits) return;
   const int first_visible = a.window > 0 ? max(0, context - a.window) : 0;
   const int begin = prefix + split * plan.tokens_per_split;
-  const int end = plan.num_splits == 1 ? context : min(context, begin + plan.tokens_per_split);
+  const int end = splits == 1 ? context : min(context, begin + plan.tokens_per_split);
   const int64_t row = a.cu_seqlens_q[sequence];
   const int first_tile = max(begin, first_visible) / kTile;
   const int num_tiles = (end + kTile - 1) / kTile - first_tile;  // of the whole block; may be <= 0
@@ -229,7 +228,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, Decod
     }
   }
   __syncthreads();
-  const bool whole = plan.num_splits == 1;
+  const bool whole = splits == 1;
   const auto piece = static_cast<int>(partial_floats(a.group, D));
   float* pieces =
       plan.partial + (int64_t{sequence} * a.num_kv_heads + kv_head) * plan.num_parts() * piece;
@@ -270,7 +269,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, Decod
   __threadfence();
   __syncthreads();
   int32_t* counter = plan.counters + int64_t{sequence} * a.num_kv_heads + kv_head;
-  if (threadIdx.x == 0) last_here = atomicAdd(counter, 1) == plan.num_splits - 1 ? 1 : 0;
+  if (threadIdx.x == 0) last_here = atomicAdd(counter, 1) == splits - 1 ? 1 : 0;
   __syncthreads();
   if (last_here == 0) return;
   __threadfence();
@@ -278,28 +277,35 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, Decod
   for (int i = static_cast<int>(threadIdx.x); i < a.group * D; i += kThreads) {
     Merged merged;
     take_pieces(merged, i / D, i % D, 0, prefix_splits);
-    take_pieces(merged, i / D, i % D, plan.prefix_splits, plan.num_splits);
+    take_pieces(merged, i / D, i % D, plan.prefix_splits, splits);
     store(i / D, i % D, merged);
   }
 }
 
-template <class T, int D>
+template <class T, int D, int kStages>
 void launch_decode(cudaStream_t stream, const AttentionArgs& args, int32_t sequences,
                    const DecodePlan& plan) {
-  static_assert(kWarps * kColumns * (D + 4) * 4 <= shared_bytes<D>());
+  constexpr int kBytes = shared_bytes<D, kStages>();
+  static_assert(kWarps * kColumns * (D + 4) * 4 <= kBytes);
   static const cudaError_t raised = cudaFuncSetAttribute(
-      decode_kernel<T, D>, cudaFuncAttributeMaxDynamicSharedMemorySize, shared_bytes<D>());
+      decode_kernel<T, D, kStages>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   static_cast<void>(raised);
   const dim3 grid(static_cast<unsigned>(plan.num_splits), static_cast<unsigned>(args.num_kv_heads),
                   static_cast<unsigned>(sequences));
-  launch(decode_kernel<T, D>, grid, kThreads, shared_bytes<D>(), stream, args, plan);
+  launch(decode_kernel<T, D, kStages>, grid, kThreads, kBytes, stream, args, plan);
 }
 
 template <class T>
 void choose_dim(cudaStream_t stream, const AttentionArgs& args, int32_t sequences,
                 const DecodePlan& plan) {
-  if (args.head_dim == 128) return launch_decode<T, 128>(stream, args, sequences, plan);
-  launch_decode<T, 64>(stream, args, sequences, plan);
+  if (args.head_dim == 128) {
+    // Where blocks queue for processors a third one on each hides their starts and ends; fewer of
+    // them read faster with more tiles on the way.
+    const bool queue = int64_t{sequences} * args.num_kv_heads >= int64_t{4} * args.num_processors;
+    return queue ? launch_decode<T, 128, 2>(stream, args, sequences, plan)
+                 : launch_decode<T, 128, 3>(stream, args, sequences, plan);
+  }
+  launch_decode<T, 64, 5>(stream, args, sequences, plan);
 }
 
 }  // namespace

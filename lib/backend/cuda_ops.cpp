@@ -139,12 +139,13 @@ void check_maps(bool made, const cuda::AttentionArgs& args) {
 
 }  // namespace
 
-// Cuts prefixes that several sequences share, and contexts behind them, until every processor has
-// several blocks.
+// Cuts prefixes that several sequences share, and contexts behind them until every processor has
+// its two blocks and no block twice its share of the tokens: a cut context costs the time of some
+// hundred tokens.
 void CudaBackend::decode(Stream stream, const cuda::AttentionArgs& args,
                          const AttentionBatch& batch, int32_t sequences) {
   constexpr int64_t kLeast = 256;
-  constexpr int64_t kBlocksAProcessor = 12;
+  constexpr int64_t kBlocksAProcessor = 2;
   constexpr int64_t kMostSplits = 32;
   const int64_t blocks = int64_t{sequences} * args.num_kv_heads;
   const auto parts_fit = [&](int64_t parts) {
@@ -159,16 +160,22 @@ void CudaBackend::decode(Stream stream, const cuda::AttentionArgs& args,
   const std::span<const PrefixGroup> groups =
       plan.num_groups > 0 ? batch.host_prefix_groups : std::span<const PrefixGroup>();
   int64_t longest = 1;
+  int64_t total = 0;
   auto group = groups.begin();
   for (int32_t s = 0; s < sequences; ++s) {
     while (group != groups.end() && s >= group->first_sequence + group->num_sequences) ++group;
     const bool member = group != groups.end() && s >= group->first_sequence;
-    longest = std::max<int64_t>(longest, batch.host_context_lens[static_cast<size_t>(s)] -
-                                             (member ? group->num_tokens : 0));
+    const int64_t own =
+        batch.host_context_lens[static_cast<size_t>(s)] - (member ? group->num_tokens : 0);
+    longest = std::max(longest, own);
+    total += own;
   }
-  const int64_t wanted = std::max<int64_t>(1, kBlocksAProcessor * num_processors_ / blocks);
-  int64_t tokens = std::max(kLeast, (longest + wanted - 1) / wanted);
-  tokens = (std::max(tokens, (longest + kMostSplits - 1) / kMostSplits) + 15) / 16 * 16;
+  const int64_t places = kBlocksAProcessor * num_processors_;
+  const int64_t share = std::max<int64_t>(1, total * args.num_kv_heads / places);
+  const int64_t wanted =
+      std::min(std::max(places / blocks, longest / (2 * share)), longest / kLeast);
+  const int64_t pieces = std::clamp<int64_t>(wanted, 1, kMostSplits);
+  const int64_t tokens = ((longest + pieces - 1) / pieces + 15) / 16 * 16;
   const int64_t num_splits = (longest + tokens - 1) / tokens;
   if (num_splits > 1 && blocks <= kSplitCounters && parts_fit(plan.prefix_splits + num_splits)) {
     plan.num_splits = static_cast<int32_t>(num_splits);

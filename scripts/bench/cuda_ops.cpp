@@ -1,8 +1,10 @@
 // Speed of the CUDA backend's ops at the sizes of Qwen3-0.6B and Llama-3.1-8B, each beside what
 // limits it: bytes moved over the measured copy bandwidth, or multiply-adds over the measured
 // product of 8192³. Build: ninja bench_cuda_ops; no arguments, or "experts" for Qwen3-30B-A3B's
-// alone, or "attention" for that of many rows.
+// alone (and the numbers of rows), "decode" for its decode attention, "attention" for that of many
+// rows.
 #include <algorithm>
+#include <array>
 #include <chrono>
 #include <functional>
 #include <random>
@@ -161,11 +163,18 @@ struct Bench {
   }
 
   // sequences with `rows` new rows each, at the end of `context` tokens, the first `shared` of
-  // which (whole blocks) all have in common; decode rows are then told so.
+  // which (whole blocks) all have in common; decode rows are then told so. mixed: contexts of 1/4,
+  // 1/2, 1 and 9/4 of it in turn.
   void attention(int32_t sequences, int32_t rows, int32_t context, int32_t q_heads,
-                 int32_t kv_heads, int32_t dim, int32_t shared = 0) {
+                 int32_t kv_heads, int32_t dim, int32_t shared = 0, bool mixed = false) {
     constexpr int32_t kBlock = 32;
-    const int32_t blocks_each = (context + kBlock - 1) / kBlock;
+    std::vector<int32_t> contexts;
+    for (int32_t s = 0; s < sequences; ++s) {
+      contexts.push_back(mixed ? context * std::array{1, 2, 4, 9}[static_cast<size_t>(s % 4)] / 4
+                               : context);
+    }
+    const int32_t blocks_each =
+        (*std::max_element(contexts.begin(), contexts.end()) + kBlock - 1) / kBlock;
     const int64_t blocks = int64_t{sequences} * blocks_each;
     const int64_t block_elements = int64_t{kv_heads} * kBlock * dim;
     const Buffer k = random_bf16(blocks * block_elements, 1.0F);
@@ -186,13 +195,13 @@ struct Bench {
         const int32_t owner = b < shared / kBlock ? 0 : s;
         table.push_back(order[static_cast<size_t>(owner * blocks_each + b)]);
       }
-      for (int32_t p = context - rows; p < context; ++p) {
+      for (int32_t p = contexts[static_cast<size_t>(s)] - rows;
+           p < contexts[static_cast<size_t>(s)]; ++p) {
         positions.push_back(p);
         slots.push_back(table[static_cast<size_t>(s * blocks_each + p / kBlock)] * kBlock +
                         p % kBlock);
       }
     }
-    const std::vector<int32_t> contexts(static_cast<size_t>(sequences), context);
     const auto device = [&](const std::vector<int32_t>& values) {
       Buffer to = backend->allocate(static_cast<int64_t>(values.size()) * 4);
       backend->upload(Stream::kCompute, to.data(), values.data(),
@@ -231,11 +240,13 @@ struct Bench {
     const double bytes =
         4.0 * tokens * kv_heads * dim + 4.0 * static_cast<double>(all) * q_heads * dim;
     const double pairs = static_cast<double>(all) * (context - rows / 2.0);
-    const std::string common = shared > 0 ? fmt::format(", {} shared", shared) : "";
+    const std::string common = shared > 0 ? fmt::format(", {} shared", shared)
+                               : mixed    ? ", mixed"
+                                          : "";
     report(fmt::format("attention {} x {} rows, context {}{}, heads {}/{}x{}", sequences, rows,
                        context, common, q_heads, kv_heads, dim),
            seconds, bytes, 4.0 * pairs * q_heads * dim);
-    if (shared > 0) return;
+    if (shared > 0 || mixed) return;
     const Buffer norm = backend->allocate(dim * 4);
     backend->fill_bytes(Stream::kCompute, norm.data(), 0, dim * 4);
     const Buffer rope = random_bf16(int64_t{context} * dim * 2, 0.5F);
@@ -364,10 +375,24 @@ int main(int argc, char** argv) try {
   const std::string only = argc > 1 ? argv[1] : "";
   if (only == "attention" || only.empty()) bench.many_rows();
   if (only == "attention") return 0;
-  for (const int64_t rows : {64, 256, 512, 1024, 2048, 4096, 16384}) {
-    for (const bool skewed : {false, true}) bench.experts(rows, 2048, 768, 128, 8, skewed);
+  std::vector<int64_t> expert_rows{64, 256, 512, 1024, 2048, 4096, 16384};
+  if (only == "experts" && argc > 2) {
+    expert_rows.clear();
+    for (int i = 2; i < argc; ++i) expert_rows.push_back(std::stoll(argv[i]));
   }
-  if (only == "experts") return 0;
+  if (only != "decode") {
+    for (const int64_t rows : expert_rows) {
+      for (const bool skewed : {false, true}) bench.experts(rows, 2048, 768, 128, 8, skewed);
+    }
+    if (only == "experts") return 0;
+  }
+  for (const int32_t rows : {16, 64, 100, 148, 256}) {
+    for (const int32_t context : {300, 600, 1100}) {
+      bench.attention(rows, 1, context, 32, 4, 128);
+      bench.attention(rows, 1, context, 32, 4, 128, 0, true);
+    }
+  }
+  if (only == "decode") return 0;
   for (const int32_t context : {200, 320, 420, 1100}) bench.attention(1024, 1, context, 16, 8, 128);
   bench.attention(2048, 1, 320, 16, 8, 128);
   bench.attention(256, 1, 1024, 16, 8, 128);
