@@ -253,13 +253,18 @@ struct NormalArgs {
 };
 void draw_rows(cudaStream_t stream, const NormalArgs& args);
 
-// Choices (row * top_k + place) of local experts sorted by expert, and the row tiles of that list.
-// Made on the device; counters: [num_experts + 1], zero before and after.
+struct ExpertTile {  // of rows in the sorted choices
+  int32_t expert, place, rows;
+};
+// Choices (row * top_k + place) of local experts sorted by expert, and the row tiles of that list,
+// two and two: those of one expert, then the last ones of experts with an odd number of tiles; the
+// one that is left over is the last. Made on the device; counters: [num_experts + 1], zero before
+// and after.
 struct ExpertOrder {
-  int32_t* choices = nullptr;    // [local choices]
-  int32_t* offsets = nullptr;    // [num_experts + 1] into choices
-  int32_t* cursors = nullptr;    // [num_experts]
-  int2* tiles = nullptr;         // {expert, first place within the expert}
+  int32_t* choices = nullptr;  // [local choices]
+  int32_t* offsets = nullptr;  // [num_experts + 1] into choices
+  int32_t* cursors = nullptr;  // [num_experts]
+  ExpertTile* tiles = nullptr;
   int32_t* num_tiles = nullptr;  // one
   int32_t* counters = nullptr;
 };

@@ -3,7 +3,11 @@
 // memory, by one bulk copy, through a ring of four stages (a stage is full when its copies have
 // landed: no thread waits for them); two consumer warpgroups of 64 rows
 // multiply by wgmma and finish a tile (gate, bias, scatter to choices) while the producer is
-// already on the next. The same arguments and results as expert_product, which other devices use.
+// already on the next. Where experts have many rows two blocks are a cluster: row tiles of one
+// expert go through its weights together, each block fetching half of a weight tile for both, so
+// that a third less comes from the L2 cache; a stage is empty when both have read it. A row's bits
+// are the same in both forms. The same arguments and results as expert_product, which other devices
+// use.
 #include "kernels/cuda/device/experts.cuh"
 #include "kernels/cuda/device/handover.cuh"
 #include "kernels/cuda/device/warpgroup.cuh"
@@ -23,16 +27,62 @@ static_assert(kRows == kExpertRowsHopper);
 
 struct Tile {
   int expert;
-  int rows;    // of kRows that exist
-  int place;   // of its first row in the sorted choices
-  int column;  // tile of outputs
+  int rows;     // of kRows that exist; none of a tile without a partner
+  int place;    // of its first row in the sorted choices
+  int column;   // tile of outputs
+  bool shared;  // the other block of the cluster multiplies rows by the same weights
 };
 
-__device__ inline Tile tile_at(const ExpertProduct& a, int index, int column_tiles) {
-  const int2 tile = a.order.tiles[index / column_tiles];
-  const int begin = a.order.offsets[tile.x] + tile.y;
-  return {tile.x, min(kRows, a.order.offsets[tile.x + 1] - begin), begin, index % column_tiles};
+// What this block multiplies. Two blocks take two row tiles together: of one expert, each its rows
+// by the same outputs; else the tiles of both in turn, whose weights each block fetches by itself.
+template <bool kTwo>
+__device__ inline Tile tile_at(const ExpertProduct& a, int index, int column_tiles, int num_tiles,
+                               int rank) {
+  const int at = index / column_tiles;
+  int column = index % column_tiles;
+  if constexpr (!kTwo) {
+    const ExpertTile tile = a.order.tiles[at];
+    return {tile.expert, tile.rows, tile.place, column, false};
+  } else {
+    const ExpertTile first = a.order.tiles[2 * at];
+    const bool partner = 2 * at + 1 < num_tiles;
+    const ExpertTile second = partner ? a.order.tiles[2 * at + 1] : first;
+    const bool shared = partner && first.expert == second.expert;
+    bool is_second = rank != 0;
+    if (!shared) {
+      is_second = 2 * column + rank >= column_tiles;
+      column = (2 * column + rank) % column_tiles;
+    }
+    const ExpertTile tile = is_second ? second : first;
+    return {tile.expert, is_second && !partner ? 0 : tile.rows, tile.place, column, shared};
+  }
 }
+
+// The tiles of a block, one after the other; the next one is known while one is multiplied.
+template <bool kTwo>
+struct Walk {
+  const ExpertProduct& a;
+  int column_tiles;
+  int num_tiles;  // of rows
+  int rank;
+  int index;
+  int step;
+  int end;
+  __device__ explicit Walk(const ExpertProduct& product)
+      : a(product),
+        column_tiles(static_cast<int>((a.out_features + kExpertTileRows - 1) / kExpertTileRows)),
+        num_tiles(*a.order.num_tiles),
+        rank(kTwo ? static_cast<int>(cluster_rank()) : 0),
+        index(static_cast<int>(blockIdx.x) / (kTwo ? 2 : 1)),
+        step(static_cast<int>(gridDim.x) / (kTwo ? 2 : 1)),
+        end((kTwo ? (num_tiles + 1) / 2 : num_tiles) * column_tiles) {}
+  __device__ bool more() const { return index < end; }
+  __device__ Tile take() {
+    const Tile tile = tile_at<kTwo>(a, min(index, end - 1), column_tiles, num_tiles, rank);
+    index += step;
+    return tile;
+  }
+};
 
 // Stage and phase of a ring that is walked without end.
 struct Ring {
@@ -58,32 +108,54 @@ struct Shared {
   __device__ uint32_t empty(int stage) const { return full(stage) + kStages * 8; }
 };
 
-template <class T, bool kGather>
-__device__ void produce(const ExpertProduct& a, const Shared& shared, int tiles, int column_tiles) {
+// The weight tile of this step: whole, or this block's half to both blocks.
+__device__ inline void fetch_weights(const Shared& shared, int stage, const char* weight,
+                                     const Tile& tile, int rank) {
+  if (tile.rows == 0) return barrier_arrive(shared.full(stage));
+  barrier_expect(shared.full(stage), kBBytes);
+  if (tile.shared) {
+    const uint32_t half = static_cast<uint32_t>(rank) * (kBBytes / 2);
+    copy_bulk_to_blocks(shared.b(stage) + half, weight + half, kBBytes / 2, shared.full(stage), 3);
+  } else {
+    copy_bulk(shared.b(stage), weight, kBBytes, shared.full(stage));
+  }
+}
+
+template <class T, bool kGather, bool kTwo>
+__device__ void produce(const ExpertProduct& a, const Shared& shared) {
   constexpr int kPasses = kRows * 8 / 128;
   const int thread = static_cast<int>(threadIdx.x) % 128;
   const int chunk = thread % 8;
   const int first_row = thread / 8;
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
+  Walk<kTwo> walk(a);
+  if (!walk.more()) return;
   Ring ring;
-  for (int t = static_cast<int>(blockIdx.x); t < tiles; t += static_cast<int>(gridDim.x)) {
-    const Tile tile = tile_at(a, t, column_tiles);
+  Tile next = walk.take();
+  int next_rows[kPasses];
+  const auto find_rows = [&] {
+#pragma unroll
+    for (int i = 0; i < kPasses; ++i) {
+      const int place = next.place + max(0, min(first_row + i * 16, next.rows - 1));
+      next_rows[i] = kGather ? a.order.choices[place] : place;
+    }
+  };
+  find_rows();
+  for (bool more = true; more;) {
+    const Tile tile = next;
     const T* rows[kPasses];
 #pragma unroll
     for (int i = 0; i < kPasses; ++i) {
-      const int row = first_row + i * 16;
-      const int place = tile.place + min(row, tile.rows - 1);
-      const int64_t from = kGather ? a.order.choices[place] / a.top_k : place;
+      const int64_t from = kGather ? next_rows[i] / a.top_k : next_rows[i];
       rows[i] = static_cast<const T*>(a.a.data) + from * a.a.stride + chunk * 8;
     }
+    more = walk.more();
     const char* weight = static_cast<const char*>(a.weights) + tile.expert * a.stride_bytes +
                          int64_t{tile.column} * panels * kBBytes;
     for (int k = 0; k < panels; ++k) {
       barrier_wait(shared.empty(ring.stage), ring.phase ^ 1);
       if (thread == 0) {
-        barrier_expect(shared.full(ring.stage), kBBytes);
-        copy_bulk(shared.b(ring.stage), weight + int64_t{k} * kBBytes, kBBytes,
-                  shared.full(ring.stage));
+        fetch_weights(shared, ring.stage, weight + int64_t{k} * kBBytes, tile, walk.rank);
       }
       const bool valid = k * 64 + chunk * 8 < a.in_features;
       const uint32_t to = shared.a(ring.stage) + static_cast<uint32_t>(first_row * 128) +
@@ -97,6 +169,10 @@ __device__ void produce(const ExpertProduct& a, const Shared& shared, int tiles,
       }
       arrive_with_copies(shared.full(ring.stage));
       ring.advance();
+      if (k == 0 && more) {
+        next = walk.take();
+        find_rows();
+      }
     }
   }
 }
@@ -153,38 +229,45 @@ __device__ void finish(const ExpertProduct& a, const Tile& tile, const float (&d
   }
 }
 
-template <class T, ExpertGate kGate>
-__device__ void finish_rows(const ExpertProduct& a, const Tile& tile, const float (&d)[32][4],
-                            int group, int warp, int lane) {
-#pragma unroll
-  for (int h = 0; h < 2; ++h) {
-    const int r = group * 64 + warp * 16 + lane / 4 + h * 8;
-    T* row = nullptr;
-    if (r < tile.rows) {
-      const bool gated = kGate != ExpertGate::kNone;
-      const int64_t to = gated ? tile.place + r : a.order.choices[tile.place + r];
-      row = static_cast<T*>(a.out.data) + to * a.out.stride;
-    }
-    finish<T, kGate>(a, tile, d, h, row, lane);
+// A stage has been read by this warp: lane l tells block l of the cluster.
+template <bool kTwo>
+__device__ inline void release(uint32_t barrier, int lane) {
+  if constexpr (kTwo) {
+    if (lane < 2) barrier_arrive_at(barrier, static_cast<uint32_t>(lane));
+  } else {
+    if (lane == 0) barrier_arrive(barrier);
   }
 }
 
-template <class T, ExpertGate kGate>
-__device__ void consume(const ExpertProduct& a, const Shared& shared, int tiles, int column_tiles) {
+template <class T, ExpertGate kGate, bool kTwo>
+__device__ void consume(const ExpertProduct& a, const Shared& shared) {
+  constexpr bool kGated = kGate != ExpertGate::kNone;
   const int group = static_cast<int>(threadIdx.x) / 128 - 1;
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
+  Walk<kTwo> walk(a);
+  if (!walk.more()) return;
   Ring ring;
-  for (int t = static_cast<int>(blockIdx.x); t < tiles; t += static_cast<int>(gridDim.x)) {
-    const Tile tile = tile_at(a, t, column_tiles);
+  Tile next = walk.take();
+  for (bool more = true; more;) {
+    const Tile tile = next;
+    more = walk.more();
+    if (more) next = walk.take();
     if (group * 64 >= tile.rows) {
       for (int k = 0; k < panels; ++k) {
         barrier_wait(shared.full(ring.stage), ring.phase);
-        if (lane == 0) barrier_arrive(shared.empty(ring.stage));
+        release<kTwo>(shared.empty(ring.stage), lane);
         ring.advance();
       }
       continue;
+    }
+    const int row = group * 64 + warp * 16 + lane / 4;
+    int64_t to[2];  // places of rows row, row + 8 in out
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int place = tile.place + min(row + h * 8, tile.rows - 1);
+      to[h] = kGated ? place : a.order.choices[place];
     }
     float d[32][4];
     int before = 0;  // the stage of the step before
@@ -201,50 +284,64 @@ __device__ void consume(const ExpertProduct& a, const Shared& shared, int tiles,
       }
       warpgroup_commit();
       warpgroup_wait<1>();
-      if (k > 0 && lane == 0) barrier_arrive(shared.empty(before));
+      if (k > 0) release<kTwo>(shared.empty(before), lane);
       before = ring.stage;
       ring.advance();
     }
     warpgroup_wait<0>();
-    if (lane == 0) barrier_arrive(shared.empty(before));
+    release<kTwo>(shared.empty(before), lane);
     if (group * 64 + warp * 16 >= tile.rows) continue;
-    finish_rows<T, kGate>(a, tile, d, group, warp, lane);
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      T* out =
+          row + h * 8 < tile.rows ? static_cast<T*>(a.out.data) + to[h] * a.out.stride : nullptr;
+      finish<T, kGate>(a, tile, d, h, out, lane);
+    }
   }
 }
 
-template <class T, ExpertGate kGate>
+template <class T, ExpertGate kGate, bool kTwo>
 __global__ void __launch_bounds__(kThreads, 1) expert_kernel(ExpertProduct a) {
   extern __shared__ char memory[];
   const Shared shared{(shared_address(memory) + 1023U) & ~1023U};
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
       barrier_init(shared.full(s), 128 + 1);
-      barrier_init(shared.empty(s), 4 * kConsumers);  // a lane of each warp
+      barrier_init(shared.empty(s), (kTwo ? 2 : 1) * 4 * kConsumers);  // a lane of each warp
     }
     fence_barrier_init();
   }
-  __syncthreads();
+  kTwo ? cluster_sync() : __syncthreads();
   wait_for_previous();
-  const auto column_tiles =
-      static_cast<int>((a.out_features + kExpertTileRows - 1) / kExpertTileRows);
-  const int tiles = *a.order.num_tiles * column_tiles;
   if (threadIdx.x < 128) {
     give_registers<56>();
-    produce<T, kGate != ExpertGate::kNone>(a, shared, tiles, column_tiles);
+    produce<T, kGate != ExpertGate::kNone, kTwo>(a, shared);
   } else {
     take_registers<224>();
-    consume<T, kGate>(a, shared, tiles, column_tiles);
+    consume<T, kGate, kTwo>(a, shared);
   }
+  if constexpr (kTwo) cluster_sync();  // until the other block writes here no more
   let_next_start();
+}
+
+template <class T, ExpertGate kGate, bool kTwo>
+void launch_form(cudaStream_t stream, const ExpertProduct& args, int num_processors) {
+  constexpr auto kKernel = expert_kernel<T, kGate, kTwo>;
+  constexpr int kCluster = kTwo ? 2 : 1;
+  static const cudaError_t raised =
+      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
+  static_cast<void>(raised);
+  launch_clusters(kCluster, kKernel, static_cast<unsigned>(num_processors / kCluster * kCluster),
+                  kThreads, kSharedBytes, stream, args);
 }
 
 template <class T, ExpertGate kGate>
 void launch_hopper(cudaStream_t stream, const ExpertProduct& args, int num_processors) {
-  static const cudaError_t raised = cudaFuncSetAttribute(
-      expert_kernel<T, kGate>, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
-  static_cast<void>(raised);
-  launch(expert_kernel<T, kGate>, static_cast<unsigned>(num_processors), kThreads, kSharedBytes,
-         stream, args);
+  // Experts of many rows, most of whose tiles have a partner.
+  constexpr int64_t kManyRows = 256;
+  return args.max_choices >= kManyRows * args.num_experts
+             ? launch_form<T, kGate, true>(stream, args, num_processors)
+             : launch_form<T, kGate, false>(stream, args, num_processors);
 }
 
 template <class T>

@@ -22,12 +22,13 @@ __device__ inline uint32_t place_in_rows(int row, int chunk) {
 }
 
 template <class T, bool kGather>
-__device__ void multiply_tile(const ExpertProduct& a, int2 tile, int column, uint32_t shared) {
+__device__ void multiply_tile(const ExpertProduct& a, const ExpertTile& tile, int column,
+                              uint32_t shared) {
   const int thread = static_cast<int>(threadIdx.x);
   const int warp = thread / 32;
   const int lane = thread % 32;
-  const int begin = a.order.offsets[tile.x] + tile.y;
-  const int rows = min(kRows, a.order.offsets[tile.x + 1] - begin);
+  const int begin = tile.place;
+  const int rows = tile.rows;
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
   const int chunk = thread % 8;
   constexpr int kPasses = kRows / 16;
@@ -38,7 +39,7 @@ __device__ void multiply_tile(const ExpertProduct& a, int2 tile, int column, uin
     const int64_t row = kGather ? a.order.choices[place] / a.top_k : place;
     from[i] = static_cast<const T*>(a.a.data) + row * a.a.stride + chunk * 8;
   }
-  const char* weight = static_cast<const char*>(a.weights) + tile.x * a.stride_bytes +
+  const char* weight = static_cast<const char*>(a.weights) + tile.expert * a.stride_bytes +
                        int64_t{column / 2} * panels * kTileBytes + column % 2 * (kTileBytes / 2) +
                        thread * 16;
   const auto fetch = [&](int k) {
@@ -107,8 +108,8 @@ __device__ void multiply_tile(const ExpertProduct& a, int2 tile, int column, uin
         float x = d[m][n][2 * h];
         float y = d[m][n][2 * h + 1];
         if (a.bias != nullptr) {
-          x += a.bias[tile.x * a.out_features + c];
-          y += a.bias[tile.x * a.out_features + c + 1];
+          x += a.bias[tile.expert * a.out_features + c];
+          y += a.bias[tile.expert * a.out_features + c + 1];
         }
         if constexpr (kGather) {
           row[c / 2] = from_float<T>(gate_value(a.gate, x, y, a.alpha, a.limit));

@@ -1,4 +1,5 @@
 // The router's choice, a warp a row: scores in registers, top_k by as many maxima over the warp.
+#include <algorithm>
 #include <cfloat>
 
 #include "kernels/cuda/device/experts.cuh"
@@ -70,14 +71,9 @@ __device__ void keep_groups(float (&choice)[kEach], const RouteArgs& a, int lane
   }
 }
 
+// One row: what lane k < top_k chose in rank k, and its weight.
 template <int kEach>
-__global__ void __launch_bounds__(kWarps * 32)
-    route_kernel(int32_t* experts, float* weights, RouteArgs a) {
-  wait_for_previous();
-  const int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32;
-  const int lane = static_cast<int>(threadIdx.x % 32);
-  if (row >= a.rows) return;
-  const float* logits = a.logits + row * a.stride;
+__device__ Best route_row(const RouteArgs& a, const float* logits, int lane) {
   float scores[kEach];
   float choice[kEach];
 #pragma unroll
@@ -111,8 +107,7 @@ __global__ void __launch_bounds__(kWarps * 32)
     }
   }
   if (a.num_groups > 1) keep_groups(choice, a, lane);
-  float my_weight = 0.0F;  // lane k: of choice k
-  int my_expert = 0;
+  Best mine{0.0F, 0};
   float sum = 0.0F;
   for (int k = 0; k < a.top_k; ++k) {
     const Best best = warp_best(lane_best(choice, lane));
@@ -126,22 +121,40 @@ __global__ void __launch_bounds__(kWarps * 32)
     }
     score = __shfl_sync(0xffffffffU, score, best.id % 32);
     sum += score;
-    if (lane == k) {
-      my_weight = score;
-      my_expert = best.id;
-    }
+    if (lane == k) mine = {score, best.id};
   }
-  let_next_start();
-  if (lane >= a.top_k) return;
-  experts[row * a.top_k + lane] = my_expert;
-  weights[row * a.top_k + lane] = my_weight * (a.renormalise ? a.scale / (sum + 1e-20F) : a.scale);
-  if (a.counts != nullptr) atomicAdd(a.counts + my_expert, 1ULL);
+  mine.value *= a.renormalise ? a.scale / (sum + 1e-20F) : a.scale;
+  return mine;
+}
+
+template <int kEach>
+__global__ void __launch_bounds__(kWarps * 32)
+    route_kernel(int32_t* experts, float* weights, RouteArgs a) {
+  __shared__ int counts[32 * kEach];  // of this block: few experts take all of a long step's rows
+  for (int e = static_cast<int>(threadIdx.x); e < 32 * kEach; e += kWarps * 32) counts[e] = 0;
+  wait_for_previous();
+  __syncthreads();
+  const int lane = static_cast<int>(threadIdx.x % 32);
+  for (int64_t row = int64_t{blockIdx.x} * kWarps + threadIdx.x / 32; row < a.rows;
+       row += int64_t{gridDim.x} * kWarps) {
+    const Best mine = route_row<kEach>(a, a.logits + row * a.stride, lane);
+    if (lane >= a.top_k) continue;
+    experts[row * a.top_k + lane] = mine.id;
+    weights[row * a.top_k + lane] = mine.value;
+    if (a.counts != nullptr) atomicAdd(counts + mine.id, 1);
+  }
+  if (a.counts == nullptr) return;
+  __syncthreads();
+  for (int e = static_cast<int>(threadIdx.x); e < a.num_experts; e += kWarps * 32) {
+    if (counts[e] != 0) atomicAdd(a.counts + e, static_cast<unsigned long long>(counts[e]));
+  }
 }
 
 template <int kEach>
 void launch_route(cudaStream_t stream, int32_t* experts, float* weights, const RouteArgs& args) {
-  launch(route_kernel<kEach>, blocks_for(args.rows, kWarps), kWarps * 32, 0, stream, experts,
-         weights, args);
+  constexpr unsigned kMostBlocks = 2048;
+  launch(route_kernel<kEach>, std::min(blocks_for(args.rows, kWarps), kMostBlocks), kWarps * 32, 0,
+         stream, experts, weights, args);
 }
 
 template <class T>

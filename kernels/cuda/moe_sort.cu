@@ -10,74 +10,115 @@ constexpr int kThreads = 256;
 constexpr int kEach = 4;
 constexpr int kChoices = kThreads * kEach;  // of a block
 constexpr int kMostExperts = 1024;
+constexpr int kThreadsAlone = 512;  // of the block that sorts few choices by itself
+constexpr int kEachAlone = 8;
 
-// The running sum before each thread's value, and the sum of all.
-__device__ int block_scan(int value, int& total) {
-  __shared__ int sums[kThreads / 32];
+// Experts before one: their choices, whole pairs of tiles, and odd tiles.
+struct Before {
+  int64_t packed = 0;
+  static constexpr int kOddBits = 11;
+  static constexpr int kPairBits = 22;
+  __device__ int odds() const { return static_cast<int>(packed & ((1 << kOddBits) - 1)); }
+  __device__ int pairs() const {
+    return static_cast<int>(packed >> kOddBits & ((1 << kPairBits) - 1));
+  }
+  __device__ int choices() const { return static_cast<int>(packed >> (kOddBits + kPairBits)); }
+  __device__ static Before of(int choices, int tiles) {
+    return {int64_t{choices} << (kOddBits + kPairBits) | int64_t{tiles / 2} << kOddBits |
+            tiles % 2};
+  }
+};
+
+// The sum over the threads before this one, and of all.
+template <int kBlock>
+__device__ Before block_scan(Before value, Before& total) {
+  __shared__ int64_t sums[kBlock / 32];
   const int lane = static_cast<int>(threadIdx.x % 32);
   const int warp = static_cast<int>(threadIdx.x / 32);
-  int running = value;
+  int64_t running = value.packed;
 #pragma unroll
   for (int offset = 1; offset < 32; offset *= 2) {
-    const int other = __shfl_up_sync(0xffffffffU, running, offset);
+    const int64_t other = __shfl_up_sync(0xffffffffU, running, offset);
     if (lane >= offset) running += other;
   }
   __syncthreads();
   if (lane == 31) sums[warp] = running;
   __syncthreads();
-  int before = 0;
-  total = 0;
-  for (int w = 0; w < kThreads / 32; ++w) {
+  int64_t before = 0;
+  total.packed = 0;
+#pragma unroll
+  for (int w = 0; w < kBlock / 32; ++w) {
     if (w < warp) before += sums[w];
-    total += sums[w];
+    total.packed += sums[w];
   }
-  return before + running - value;
+  return {before + running - value.packed};
 }
 
-// The last block to count: offsets, cursors and row tiles from the counts, which it clears.
-__device__ void lay_out(const ExpertOrder& order, int num_experts, int tile_rows) {
-  __shared__ int first_tile[kMostExperts + 1];
-  int places = 0;
-  int tiles = 0;
-  for (int begin = 0; begin < num_experts; begin += kThreads) {
+// Where each expert's choices and tiles stand, from the number of its choices.
+struct Layout {
+  int place[kMostExperts + 1];
+  int first_pair[kMostExperts];  // of its own tiles
+  int odd_before[kMostExperts];  // experts with an odd number of tiles
+  int odd_experts[kMostExperts];
+  int num_odds;
+  int num_tiles;
+};
+
+template <int kBlock, class Count>
+__device__ void lay_out(Layout& layout, int num_experts, int tile_rows, const Count& count_of) {
+  Before all;
+  for (int begin = 0; begin < num_experts; begin += kBlock) {
     const int e = begin + static_cast<int>(threadIdx.x);
-    const int count = e < num_experts ? __ldcg(order.counters + e) : 0;
-    int all = 0;
-    const int place = places + block_scan(count, all);
-    places += all;
-    const int tile = tiles + block_scan((count + tile_rows - 1) / tile_rows, all);
-    tiles += all;
+    const int count = e < num_experts ? count_of(e) : 0;
+    const int tiles = (count + tile_rows - 1) / tile_rows;
+    Before here;
+    const Before mine{all.packed + block_scan<kBlock>(Before::of(count, tiles), here).packed};
+    all.packed += here.packed;
     if (e < num_experts) {
-      order.offsets[e] = place;
-      order.cursors[e] = place;
-      order.counters[e] = 0;
-      first_tile[e] = tile;
+      layout.place[e] = mine.choices();
+      // Two odd tiles are a pair, behind the own pairs of the second one's expert.
+      layout.first_pair[e] = mine.pairs() + mine.odds() / 2;
+      layout.odd_before[e] = mine.odds();
+      if (tiles % 2 == 1) layout.odd_experts[mine.odds()] = e;
     }
   }
   if (threadIdx.x == 0) {
-    order.offsets[num_experts] = places;
-    order.counters[num_experts] = 0;
-    *order.num_tiles = tiles;
+    layout.place[num_experts] = all.choices();
+    layout.num_odds = all.odds();
+    layout.num_tiles = 2 * all.pairs() + all.odds();
   }
   __syncthreads();
-  for (int t = static_cast<int>(threadIdx.x); t < tiles; t += kThreads) {
-    int low = 0;
-    for (int high = num_experts - 1; low < high;) {  // the last expert that starts at or before t
-      const int middle = (low + high + 1) / 2;
-      if (first_tile[middle] <= t) {
-        low = middle;
-      } else {
-        high = middle - 1;
-      }
+}
+
+// Tile t of the order that ExpertOrder describes.
+__device__ ExpertTile tile_of(const Layout& layout, int t, int num_experts, int tile_rows) {
+  int e = 0;
+  for (int high = num_experts - 1; e < high;) {  // the last expert whose pairs start by t
+    const int middle = (e + high + 1) / 2;
+    if (layout.first_pair[middle] <= t / 2) {
+      e = middle;
+    } else {
+      high = middle - 1;
     }
-    order.tiles[t] = make_int2(low, (t - first_tile[low]) * tile_rows);
   }
+  const auto tiles = [&](int expert) {
+    return (layout.place[expert + 1] - layout.place[expert] + tile_rows - 1) / tile_rows;
+  };
+  int tile = t - 2 * layout.first_pair[e];
+  const bool left_over = t % 2 == 0 && t + 1 == layout.num_tiles;
+  if (left_over || tile / 2 >= tiles(e) / 2) {
+    e = layout.odd_experts[left_over ? layout.num_odds - 1 : layout.odd_before[e] - 1 + t % 2];
+    tile = tiles(e) - 1;
+  }
+  const int place = layout.place[e] + tile * tile_rows;
+  return {e, place, min(tile_rows, layout.place[e + 1] - place)};
 }
 
 __global__ void __launch_bounds__(kThreads)
     count_kernel(ExpertOrder order, const int32_t* experts, int64_t num_choices,
                  int32_t first_expert, int32_t num_experts, int32_t tile_rows) {
   __shared__ int counts[kMostExperts];
+  __shared__ Layout layout;
   __shared__ bool last;
   for (int e = static_cast<int>(threadIdx.x); e < num_experts; e += kThreads) counts[e] = 0;
   __syncthreads();
@@ -97,11 +138,19 @@ __global__ void __launch_bounds__(kThreads)
     last = atomicAdd(order.counters + num_experts, 1) == static_cast<int>(gridDim.x) - 1;
   }
   __syncthreads();
-  if (last) {
-    __threadfence();
-    lay_out(order, num_experts, tile_rows);
+  if (!last) return;
+  __threadfence();
+  lay_out<kThreads>(layout, num_experts, tile_rows,
+                    [&](int e) { return __ldcg(order.counters + e); });
+  for (int e = static_cast<int>(threadIdx.x); e <= num_experts; e += kThreads) {
+    order.offsets[e] = layout.place[e];
+    if (e < num_experts) order.cursors[e] = layout.place[e];
+    order.counters[e] = 0;
   }
-  let_next_start();
+  if (threadIdx.x == 0) *order.num_tiles = layout.num_tiles;
+  for (int t = static_cast<int>(threadIdx.x); t < layout.num_tiles; t += kThreads) {
+    order.tiles[t] = tile_of(layout, t, num_experts, tile_rows);
+  }
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -131,7 +180,41 @@ __global__ void __launch_bounds__(kThreads)
     const int64_t c = int64_t{blockIdx.x} * kChoices + i * kThreads + threadIdx.x;
     if (mine[i] >= 0) order.choices[bases[mine[i]] + within[i]] = static_cast<int32_t>(c);
   }
-  let_next_start();
+}
+
+// Few choices, all of it by one block.
+__global__ void __launch_bounds__(kThreadsAlone)
+    sort_kernel(ExpertOrder order, const int32_t* experts, int32_t num_choices,
+                int32_t first_expert, int32_t num_experts, int32_t tile_rows) {
+  __shared__ int counts[kMostExperts];
+  __shared__ Layout layout;
+  const int thread = static_cast<int>(threadIdx.x);
+  for (int e = thread; e < num_experts; e += kThreadsAlone) counts[e] = 0;
+  __syncthreads();
+  wait_for_previous();
+  int mine[kEachAlone];
+  int within[kEachAlone];
+#pragma unroll
+  for (int i = 0; i < kEachAlone; ++i) {
+    const int c = i * kThreadsAlone + thread;
+    mine[i] = c < num_choices ? experts[c] - first_expert : -1;
+    if (mine[i] >= num_experts) mine[i] = -1;
+  }
+#pragma unroll
+  for (int i = 0; i < kEachAlone; ++i) {
+    if (mine[i] >= 0) within[i] = atomicAdd(counts + mine[i], 1);
+  }
+  __syncthreads();
+  lay_out<kThreadsAlone>(layout, num_experts, tile_rows, [&](int e) { return counts[e]; });
+#pragma unroll
+  for (int i = 0; i < kEachAlone; ++i) {
+    if (mine[i] >= 0) order.choices[layout.place[mine[i]] + within[i]] = i * kThreadsAlone + thread;
+  }
+  for (int e = thread; e <= num_experts; e += kThreadsAlone) order.offsets[e] = layout.place[e];
+  if (thread == 0) *order.num_tiles = layout.num_tiles;
+  for (int t = thread; t < layout.num_tiles; t += kThreadsAlone) {
+    order.tiles[t] = tile_of(layout, t, num_experts, tile_rows);
+  }
 }
 
 template <class T>
@@ -174,31 +257,48 @@ __global__ void any_kernel(ExpertProduct a) {
   }
 }
 
-// kWide elements a thread.
+// kWide elements a thread; the parts of several choices on their way at once.
 template <class T, int kWide>
 __global__ void combine_kernel(T* out, int64_t out_stride, const T* parts, int64_t parts_stride,
                                const int32_t* experts, const float* weights, int64_t cols,
                                int32_t top_k, int32_t first_expert, int32_t num_experts) {
+  constexpr int kAtOnce = 8;
   wait_for_previous();
   const int64_t row = blockIdx.x;
   for (int64_t c = int64_t{threadIdx.x} * kWide; c < cols; c += int64_t{blockDim.x} * kWide) {
     float sums[kWide] = {};
-    for (int32_t j = 0; j < top_k; ++j) {
-      const int64_t choice = row * top_k + j;
-      const int e = experts[choice] - first_expert;
-      if (e < 0 || e >= num_experts) continue;
-      const float weight = weights[choice];
-      const auto part =
-          *reinterpret_cast<const Vector<T, kWide>*>(parts + choice * parts_stride + c);
+    for (int32_t first = 0; first < top_k; first += kAtOnce) {
+      const int64_t choice = row * top_k + first;
+      bool here[kAtOnce];
+      float weight[kAtOnce];
+      Vector<T, kWide> part[kAtOnce];
 #pragma unroll
-      for (int i = 0; i < kWide; ++i) sums[i] = fmaf(weight, to_float(part.v[i]), sums[i]);
+      for (int j = 0; j < kAtOnce; ++j) {
+        const int e = first + j < top_k ? experts[choice + j] - first_expert : -1;
+        here[j] = e >= 0 && e < num_experts;
+        weight[j] = here[j] ? weights[choice + j] : 0.0F;
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (here[j]) {
+          part[j] =
+              *reinterpret_cast<const Vector<T, kWide>*>(parts + (choice + j) * parts_stride + c);
+        }
+      }
+#pragma unroll
+      for (int j = 0; j < kAtOnce; ++j) {
+        if (!here[j]) continue;
+#pragma unroll
+        for (int i = 0; i < kWide; ++i) {
+          sums[i] = fmaf(weight[j], to_float(part[j].v[i]), sums[i]);
+        }
+      }
     }
     Vector<T, kWide> to;
 #pragma unroll
     for (int i = 0; i < kWide; ++i) to.v[i] = from_float<T>(sums[i]);
     *reinterpret_cast<Vector<T, kWide>*>(out + row * out_stride + c) = to;
   }
-  let_next_start();
 }
 
 }  // namespace
@@ -206,6 +306,10 @@ __global__ void combine_kernel(T* out, int64_t out_stride, const T* parts, int64
 void sort_choices(cudaStream_t stream, const ExpertOrder& order, const int32_t* experts,
                   int64_t num_choices, int32_t first_expert, int32_t num_experts,
                   int32_t tile_rows) {
+  if (num_choices <= kThreadsAlone * kEachAlone) {
+    return launch(sort_kernel, 1, kThreadsAlone, 0, stream, order, experts, num_choices,
+                  first_expert, num_experts, tile_rows);
+  }
   const unsigned blocks = blocks_for(num_choices, kChoices);
   launch(count_kernel, blocks, kThreads, 0, stream, order, experts, num_choices, first_expert,
          num_experts, tile_rows);

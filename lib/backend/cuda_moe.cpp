@@ -149,7 +149,7 @@ void CudaBackend::moe_experts(Stream stream, const MoeExperts& args) {
   order.offsets = scratch.take<int32_t>(2 * (args.num_experts + 2));
   order.cursors = order.offsets + args.num_experts + 1;
   order.num_tiles = order.cursors + args.num_experts;
-  order.tiles = scratch.take<int2>(most / cuda::kExpertRows + args.num_experts + 1);
+  order.tiles = scratch.take<cuda::ExpertTile>(most / cuda::kExpertRows + args.num_experts + 1);
   order.counters = static_cast<int32_t*>(static_cast<void*>(
       static_cast<char*>(expert_counters_) + static_cast<int64_t>(stream) * kExpertCounterBytes));
   const cuda::ExpertProduct first{.out = view(activated),

@@ -1,5 +1,5 @@
-// The router and the fused experts against plain double-precision loops: every rule of choice, all
-// activations, biases, a rank's share of experts, skewed and empty experts, bits of a row.
+// The fused experts against plain double-precision loops: all activations, biases, a rank's share
+// of experts, skewed and empty experts, bits of a row.
 #include <algorithm>
 #include <array>
 #include <numeric>
@@ -8,56 +8,6 @@
 
 namespace mpinfer::backend::parity {
 namespace {
-
-struct Choice {
-  std::vector<int32_t> experts;
-  std::vector<double> weights;
-};
-
-// One row, by sorting: the rule as RouteOptions states it.
-Choice choose(const float* logits, int64_t n, const RouteOptions& options, const float* bias,
-              const float* correction) {
-  const auto count = static_cast<size_t>(n);
-  std::vector<double> scores(count);
-  double sum = 0;
-  for (size_t e = 0; e < count; ++e) {
-    const double x = double{logits[e]} + (bias == nullptr ? 0.0 : double{bias[e]});
-    scores[e] = options.score == RouterScore::kSigmoid ? 1.0 / (1.0 + std::exp(-x)) : std::exp(x);
-    sum += scores[e];
-  }
-  if (options.score == RouterScore::kSoftmax) {
-    for (double& score : scores) score /= sum;
-  }
-  std::vector<double> choice = scores;
-  for (size_t e = 0; e < count && correction != nullptr; ++e) choice[e] += double{correction[e]};
-  const size_t size = count / static_cast<size_t>(options.num_groups);
-  std::vector<std::pair<double, size_t>> groups;
-  for (size_t g = 0; g < count / size; ++g) {
-    std::vector<double> part(choice.begin() + static_cast<std::ptrdiff_t>(g * size),
-                             choice.begin() + static_cast<std::ptrdiff_t>((g + 1) * size));
-    std::sort(part.rbegin(), part.rend());
-    groups.emplace_back(-part[0] - (options.best_of_group > 1 && size > 1 ? part[1] : 0.0), g);
-  }
-  std::sort(groups.begin(), groups.end());
-  std::vector<std::pair<double, int32_t>> order;
-  for (size_t i = 0; i < static_cast<size_t>(options.top_groups); ++i) {
-    for (size_t e = groups[i].second * size; e < (groups[i].second + 1) * size; ++e) {
-      order.emplace_back(-choice[e], static_cast<int32_t>(e));
-    }
-  }
-  std::sort(order.begin(), order.end());
-  Choice out;
-  double chosen = 0;
-  for (size_t k = 0; k < static_cast<size_t>(options.top_k); ++k) {
-    out.experts.push_back(order[k].second);
-    out.weights.push_back(scores[static_cast<size_t>(order[k].second)]);
-    chosen += out.weights.back();
-  }
-  for (double& weight : out.weights) {
-    weight *= double{options.scale} / (options.renormalise ? chosen : 1.0);
-  }
-  return out;
-}
 
 struct Shape {
   int64_t rows, hidden, intermediate, experts;
@@ -216,90 +166,6 @@ std::vector<int32_t> random_choices(Random& random, const Shape& s, bool skew) {
   return out;
 }
 
-TEST_CASE("route chooses and weighs as its options say") {
-  Random random(21);
-  for (const Maker& maker : makers()) {
-    const auto backend = maker.make();
-    CAPTURE(maker.name);
-    for (const auto& [rows, experts, top_k, groups, top_groups] :
-         {std::array{1, 4, 2, 1, 1}, std::array{9, 128, 8, 1, 1}, std::array{33, 256, 8, 8, 4},
-          std::array{300, 60, 4, 1, 1}, std::array{5, 24, 3, 3, 1}, std::array{4, 1000, 30, 10, 3},
-          std::array{3, 8, 8, 1, 1}}) {
-      for (int rule = 0; rule < 8; ++rule) {
-        CAPTURE(rows, experts, top_k, groups, rule);
-        const auto logits = random_floats(random, int64_t{rows} * experts, 2.0F);
-        const auto bias = random_floats(random, experts);
-        const auto correction = random_floats(random, experts, 0.2F);
-        RouteOptions options{.top_k = top_k,
-                             .score = rule % 2 == 0 ? RouterScore::kSoftmax : RouterScore::kSigmoid,
-                             .renormalise = rule / 2 % 2 == 1,
-                             .scale = rule % 3 == 0 ? 1.0F : 2.5F,
-                             .num_groups = groups,
-                             .top_groups = top_groups,
-                             .best_of_group = rule / 4 + 1};
-        const bool biased = rule % 3 == 1;
-        const bool corrected = rule / 4 == 1;
-        const DeviceArray<float> device_bias(*backend, bias);
-        const DeviceArray<float> device_correction(*backend, correction);
-        const DeviceArray<int64_t> counts(*backend,
-                                          std::vector<int64_t>(static_cast<size_t>(experts), 5));
-        const DeviceArray<int32_t> ids(*backend,
-                                       std::vector<int32_t>(static_cast<size_t>(rows * top_k)));
-        const DeviceArray<float> weights(*backend,
-                                         std::vector<float>(static_cast<size_t>(rows * top_k)));
-        DeviceMatrix in(*backend, rows, experts, DType::kF32);
-        in.write(logits);
-        options.bias = biased ? device_bias.data() : nullptr;
-        options.correction = corrected ? device_correction.data() : nullptr;
-        options.counts = counts.data();
-        backend->route(Stream::kCompute, ids.data(), weights.data(), in.view(), options);
-        const auto got_ids = ids.read();
-        std::vector<int64_t> want_counts(static_cast<size_t>(experts), 5);
-        std::vector<int32_t> want_ids;
-        std::vector<double> want_weights;
-        for (int r = 0; r < rows; ++r) {
-          const Choice choice =
-              choose(logits.data() + r * experts, experts, options, biased ? bias.data() : nullptr,
-                     corrected ? correction.data() : nullptr);
-          want_ids.insert(want_ids.end(), choice.experts.begin(), choice.experts.end());
-          want_weights.insert(want_weights.end(), choice.weights.begin(), choice.weights.end());
-          for (const int32_t e : choice.experts) ++want_counts[static_cast<size_t>(e)];
-        }
-        CHECK(got_ids == want_ids);
-        CHECK(counts.read() == want_counts);
-        check_close(weights.read(), want_weights, 1e-5);
-      }
-    }
-  }
-}
-
-TEST_CASE("route: equal scores go to the lowest id; rows of NaN choose distinct experts") {
-  constexpr int32_t kTop = 4;
-  const float nan = std::nanf("");
-  std::vector<float> logits(3 * 64, 1.0F);
-  for (size_t i = 0; i < 64; ++i) logits[64 + i] = nan;
-  for (size_t i = 0; i < 64; ++i) logits[128 + i] = i < 2 ? nan : 0.0F;
-  for (const Maker& maker : makers()) {
-    const auto backend = maker.make();
-    CAPTURE(maker.name);
-    DeviceMatrix in(*backend, 3, 64, DType::kF32);
-    in.write(logits);
-    const DeviceArray<int32_t> ids(*backend, std::vector<int32_t>(3 * kTop));
-    const DeviceArray<float> weights(*backend, std::vector<float>(3 * kTop));
-    backend->route(Stream::kCompute, ids.data(), weights.data(), in.view(), {.top_k = kTop});
-    std::vector<int32_t> got = ids.read();
-    CHECK(std::vector<int32_t>(got.begin(), got.begin() + kTop) ==
-          std::vector<int32_t>{0, 1, 2, 3});
-    for (int row = 1; row < 3; ++row) {
-      auto begin = got.begin() + row * kTop;
-      std::sort(begin, begin + kTop);
-      CHECK(std::adjacent_find(begin, begin + kTop) == begin + kTop);
-      CHECK(*begin >= 0);
-      CHECK(*(begin + kTop - 1) < 64);
-    }
-  }
-}
-
 TEST_CASE("moe_experts equals a double-precision loop, whole and in parts") {
   Random random(22);
   for (const Maker& maker : makers()) {
@@ -349,28 +215,72 @@ TEST_CASE("moe_experts: ids outside the local experts, -1 among them, add nothin
   }
 }
 
+// Row tiles that have a partner, that are shared by two experts, that are left over; tiles of
+// outputs in even and odd number; features that fill no panel.
+TEST_CASE("moe_experts equals the loop for experts of many rows, of one and of none") {
+  Random random(26);
+  std::vector<Maker> all = makers();
+  if (cuda_device_count() > 0) {
+    all.push_back({.name = "cuda float16",
+                   .make = [] { return make_cuda_backend({.activation_dtype = DType::kF16}); }});
+  }
+  struct Counts {
+    std::vector<int32_t> rows;  // of each expert
+    int64_t hidden, intermediate;
+    bool biased = false;
+    Activation activation = Activation::kSilu;
+  };
+  for (const Counts& counts :
+       {Counts{{600, 0, 1, 129, 640}, 80, 40, true, Activation::kClampedSwiglu},
+        Counts{{0, 300, 257, 0, 385, 400}, 208, 136}, Counts{{300}, 2048, 64, true},
+        Counts{{128, 0, 512}, 528, 64, false, Activation::kGelu}}) {
+    std::vector<int32_t> experts;
+    for (size_t e = 0; e < counts.rows.size(); ++e) {
+      experts.insert(experts.end(), static_cast<size_t>(counts.rows[e]), static_cast<int32_t>(e));
+    }
+    std::shuffle(experts.begin(), experts.end(), random);
+    const auto num_experts = static_cast<int32_t>(counts.rows.size());
+    const Case c{{std::ssize(experts), counts.hidden, counts.intermediate, num_experts, 1},
+                 {0, num_experts},
+                 counts.biased,
+                 counts.activation};
+    for (const Maker& maker : all) {
+      const auto backend = maker.make();
+      CAPTURE(maker.name, c.shape.rows, c.shape.hidden, c.shape.intermediate);
+      const DType activation = backend->activation_dtype();
+      const Model model = random_model(random, c.shape, activation);
+      const auto x = rounded(random_floats(random, c.shape.rows * c.shape.hidden), activation);
+      const auto weights = random_floats(random, c.shape.rows);
+      check_close(run_experts(*backend, c, model, activation, x, experts, weights),
+                  expected(c.shape, model, x, experts, weights, c.part, c.biased, c.activation),
+                  tolerance(*backend), 4.0);
+    }
+  }
+}
+
 TEST_CASE("moe_experts: a row has the same bits in any batch") {
   Random random(24);
-  const Shape s{201, 48, 40, 5, 2};
-  for (const Maker& maker : makers()) {
-    const auto backend = maker.make();
-    CAPTURE(maker.name);
-    const DType activation = backend->activation_dtype();
-    const Model model = random_model(random, s, DType::kBF16);
-    const auto x = rounded(random_floats(random, s.rows * s.hidden), activation);
-    const auto experts = random_choices(random, s, true);
-    const auto weights = random_floats(random, s.rows * s.top_k);
-    const auto all = run_experts(*backend, {s, {0, 5}}, model, DType::kBF16, x, experts, weights);
-    for (const int64_t row : {0, 1, 100, 200}) {
-      const auto cut = [&](const auto& values, int64_t width) {
-        auto copy = values;
-        copy.assign(values.begin() + row * width, values.begin() + (row + 1) * width);
-        return copy;
-      };
-      const auto one =
-          run_experts(*backend, {{1, s.hidden, s.intermediate, s.experts, s.top_k}, {0, 5}}, model,
-                      DType::kBF16, cut(x, s.hidden), cut(experts, s.top_k), cut(weights, s.top_k));
-      CHECK(one == cut(all, s.hidden));
+  for (const Shape& s : {Shape{201, 48, 40, 5, 2}, Shape{700, 144, 72, 2, 1}}) {
+    const Part part{0, static_cast<int32_t>(s.experts)};
+    for (const Maker& maker : makers()) {
+      const auto backend = maker.make();
+      CAPTURE(maker.name, s.rows);
+      const DType activation = backend->activation_dtype();
+      const Model model = random_model(random, s, DType::kBF16);
+      const auto x = rounded(random_floats(random, s.rows * s.hidden), activation);
+      const auto experts = random_choices(random, s, true);
+      const auto weights = random_floats(random, s.rows * s.top_k);
+      const auto all = run_experts(*backend, {s, part}, model, DType::kBF16, x, experts, weights);
+      for (const int64_t row : {int64_t{0}, int64_t{1}, int64_t{100}, s.rows - 1}) {
+        const auto cut = [&](const auto& values, int64_t width) {
+          auto copy = values;
+          copy.assign(values.begin() + row * width, values.begin() + (row + 1) * width);
+          return copy;
+        };
+        const Case one{{1, s.hidden, s.intermediate, s.experts, s.top_k}, part};
+        CHECK(run_experts(*backend, one, model, DType::kBF16, cut(x, s.hidden),
+                          cut(experts, s.top_k), cut(weights, s.top_k)) == cut(all, s.hidden));
+      }
     }
   }
 }
