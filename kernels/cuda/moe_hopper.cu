@@ -58,7 +58,7 @@ __device__ inline Tile tile_at(const ExpertProduct& a, int index, int column_til
   }
 }
 
-// The tiles of a block, one after the other; the next one is known while one is multiplied.
+// The tiles of a block, one after the other.
 template <bool kTwo>
 struct Walk {
   const ExpertProduct& a;
@@ -78,7 +78,7 @@ struct Walk {
         end((kTwo ? (num_tiles + 1) / 2 : num_tiles) * column_tiles) {}
   __device__ bool more() const { return index < end; }
   __device__ Tile take() {
-    const Tile tile = tile_at<kTwo>(a, min(index, end - 1), column_tiles, num_tiles, rank);
+    const Tile tile = tile_at<kTwo>(a, index, column_tiles, num_tiles, rank);
     index += step;
     return tile;
   }
@@ -247,13 +247,9 @@ __device__ void consume(const ExpertProduct& a, const Shared& shared) {
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
   Walk<kTwo> walk(a);
-  if (!walk.more()) return;
   Ring ring;
-  Tile next = walk.take();
-  for (bool more = true; more;) {
-    const Tile tile = next;
-    more = walk.more();
-    if (more) next = walk.take();
+  while (walk.more()) {
+    const Tile tile = walk.take();  // the producer has brought it near
     if (group * 64 >= tile.rows) {
       for (int k = 0; k < panels; ++k) {
         barrier_wait(shared.full(ring.stage), ring.phase);
@@ -261,13 +257,6 @@ __device__ void consume(const ExpertProduct& a, const Shared& shared) {
         ring.advance();
       }
       continue;
-    }
-    const int row = group * 64 + warp * 16 + lane / 4;
-    int64_t to[2];  // places of rows row, row + 8 in out
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int place = tile.place + min(row + h * 8, tile.rows - 1);
-      to[h] = kGated ? place : a.order.choices[place];
     }
     float d[32][4];
     int before = 0;  // the stage of the step before
@@ -288,13 +277,20 @@ __device__ void consume(const ExpertProduct& a, const Shared& shared) {
       before = ring.stage;
       ring.advance();
     }
+    const int row = group * 64 + warp * 16 + lane / 4;
+    int32_t to[2];  // places of rows row, row + 8 in out, read beside the last product
+#pragma unroll
+    for (int h = 0; h < 2; ++h) {
+      const int place = tile.place + min(row + h * 8, tile.rows - 1);
+      to[h] = kGated ? place : a.order.choices[place];
+    }
     warpgroup_wait<0>();
     release<kTwo>(shared.empty(before), lane);
     if (group * 64 + warp * 16 >= tile.rows) continue;
 #pragma unroll
     for (int h = 0; h < 2; ++h) {
-      T* out =
-          row + h * 8 < tile.rows ? static_cast<T*>(a.out.data) + to[h] * a.out.stride : nullptr;
+      T* out = row + h * 8 < tile.rows ? static_cast<T*>(a.out.data) + int64_t{to[h]} * a.out.stride
+                                       : nullptr;
       finish<T, kGate>(a, tile, d, h, out, lane);
     }
   }
