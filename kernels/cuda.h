@@ -46,7 +46,7 @@ struct PeerSumArgs {
   int64_t end_row = 0;
   int64_t cols = 0;
   float scale = 1.0F;
-  const float* weight = nullptr;  // null: no norm, out is not written
+  const float* weight = nullptr;  // null: no norm; out, where given, is the residual
   float eps = 0.0F;
 };
 bool peer_sum_takes(const View& residual, int64_t cols);
@@ -187,9 +187,9 @@ struct ProductArgs {
   int64_t n = 0;
   int64_t k = 0;
 };
-inline constexpr int32_t kProductRows = 256;  // at most
-// Whether the next two take these sizes: 16-bit types, k and strides in eights, data aligned to
-// 16 bytes.
+inline constexpr int32_t kProductRows = 256;  // rows at most
+// Whether product_gated_hopper and product_max_hopper take these sizes: 16-bit types, k and strides
+// in eights, data aligned to 16 bytes.
 bool product_hopper_takes(const ProductArgs& args);
 // out[rows, n / 2] = gate(product[2i]) * product[2i + 1], with bias [n] or none; out of a's type, n
 // in eights, out's stride in fours, out aligned to 8 bytes. False: the driver makes no tensor maps.
@@ -263,7 +263,7 @@ struct ExpertTile {  // of rows in the sorted choices
 struct ExpertOrder {
   int32_t* choices = nullptr;  // [local choices]
   int32_t* offsets = nullptr;  // [num_experts + 1] into choices
-  int32_t* cursors = nullptr;  // [num_experts]
+  int32_t* cursors = nullptr;  // [num_experts], of many choices alone
   ExpertTile* tiles = nullptr;
   int32_t* num_tiles = nullptr;  // one
   int32_t* counters = nullptr;

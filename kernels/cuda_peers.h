@@ -6,10 +6,6 @@
 
 namespace mpinfer::kernels::cuda {
 
-// As peer_sum, without waiting at the end until all ranks are done with each other's memory: the
-// next sum brings other summands. Each rank's rows are all of them.
-void peer_sum_in_turn(cudaStream_t stream, const PeerSumArgs& args, int32_t num_processors);
-
 // As peer_sum, within this rank's memory: partial[peer] is a copy, complete when arrived[peer]
 // [kMostPeers] has reached round. out of this rank alone is written, the residual itself where
 // there is no weight. flags are not used.

@@ -67,7 +67,7 @@ planner::PlanRequest make_plan_request(const Options& options, const model::Mode
   const auto rows = request.max_num_batched_tokens;
   const auto block_size = request.block_size;
   const int32_t logit_rows = max_logit_rows(cuda);
-  request.workspace_bytes = [&config, activation, rows, block_size, logit_rows](
+  request.workspace_bytes = [&config, activation, rows, block_size, logit_rows, cuda](
                                 const comm::Layout& layout, int32_t max_num_seqs,
                                 int64_t max_model_len) {
     engine::EngineOptions engine;
@@ -77,7 +77,8 @@ planner::PlanRequest make_plan_request(const Options& options, const model::Mode
     engine.max_logit_rows = logit_rows;
     engine.max_num_batched_tokens = static_cast<int32_t>(rows);
     engine.max_model_len = static_cast<int32_t>(max_model_len);
-    return model::Transformer::workspace_bytes(config, layout.tp, rows, activation, layout.ep) +
+    return model::Transformer::workspace_bytes(config, layout.tp, rows, activation, layout.ep,
+                                               cuda) +
            model::LmHead::workspace_bytes(config, layout.tp, engine.max_logit_rows, activation) +
            engine::Engine::buffer_bytes(engine, config, layout.pp, activation);
   };

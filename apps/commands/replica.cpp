@@ -54,7 +54,7 @@ class Replica : public engine::Generator {
     const int64_t rows = engine_options_.max_num_batched_tokens;
     workspace_ = std::make_unique<backend::Workspace>(
         tp_->allocate(model::Transformer::workspace_bytes(config, mesh.layout.tp, rows, activation,
-                                                          mesh.layout.ep) +
+                                                          mesh.layout.ep, device.cuda) +
                       model::LmHead::workspace_bytes(config, mesh.layout.tp,
                                                      engine_options_.max_logit_rows, activation)));
     transformer_ =

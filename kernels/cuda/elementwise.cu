@@ -1,4 +1,5 @@
-// Ops on rows: embedding, norms, bias, activation, gathers, copies. Sums in f32 in registers.
+// Ops on rows: embedding, norms, bias, activation, gathers, copies; a kernel that
+// holds the stream. Sums in f32 in registers.
 #include "kernels/cuda/device/common.cuh"
 
 namespace mpinfer::kernels::cuda {

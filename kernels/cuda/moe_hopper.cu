@@ -1,13 +1,12 @@
 // Grouped products of the experts on sm_90a. Blocks stay and walk tiles of 128 sorted rows by 256
 // outputs; a producer warpgroup gathers rows by cp.async and fetches each weight tile, one run of
 // memory, by one bulk copy, through a ring of four stages (a stage is full when its copies have
-// landed: no thread waits for them); two consumer warpgroups of 64 rows
-// multiply by wgmma and finish a tile (gate, bias, scatter to choices) while the producer is
-// already on the next. Where experts have many rows two blocks are a cluster: row tiles of one
-// expert go through its weights together, each block fetching half of a weight tile for both, so
-// that a third less comes from the L2 cache; a stage is empty when both have read it. A row's bits
-// are the same in both forms. The same arguments and results as expert_product, which other devices
-// use.
+// landed: no thread waits for them); two consumer warpgroups of 64 rows multiply by wgmma and
+// finish a tile (gate, bias, scatter to choices) while the producer is already on the next. Where
+// experts have many rows two blocks are a cluster: row tiles of one expert go through its weights
+// together, each block fetching half of a weight tile for both, so that a third less comes from the
+// L2 cache; a stage is empty when both have read it. A row's bits are the same in both forms. The
+// same arguments and results as expert_product, which other devices use.
 #include "kernels/cuda/device/experts.cuh"
 #include "kernels/cuda/device/handover.cuh"
 #include "kernels/cuda/device/warpgroup.cuh"

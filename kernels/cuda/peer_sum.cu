@@ -1,9 +1,9 @@
 // Sum over the ranks of a tensor-parallel group through each other's memory, with the residual sum
-// and the norm that follow. A rank works on its own rows alone: it reads every rank's summands,
-// keeps the new residual, and writes the normed row into every rank's memory, so that a row crosses
-// a link once in each direction and all ranks hold the same bits, summed in the order of ranks.
-// Where a rank's own rows are all of them, it writes nothing elsewhere. Where the copy engines
-// carry the rows between ranks (piece_sum), the same sums are taken within this rank's memory.
+// and the norm that follow. Of two ranks each sums up every row from both ranks' summands; of more,
+// each works on its own rows: it reads every rank's summands, keeps the new residual, and writes
+// the normed row into every rank's memory. A row crosses a link once in each direction, and all
+// ranks hold the same bits, summed in the order of ranks. Where the copy engines carry the rows
+// between ranks (piece_sum), the same sums are taken within this rank's memory.
 #include <algorithm>
 
 #include "kernels/cuda/device/common.cuh"
@@ -86,21 +86,15 @@ struct Summands {
   }
 };
 
-// How blocks of ranks meet.
-struct Meeting {
-  const uint32_t* arrived = nullptr;  // of piece_sum, which waits for these alone
-  bool again = true;                  // at the end
-};
-
-// One block a row at a time, kChunks vectors a thread; kPeers: at
+// arrived: of piece_sum, else null. One block a row at a time, kChunks vectors a thread; kPeers: at
 // least the number of ranks. With two ranks and one vector a thread the next row is on its way
 // while this one is summed up.
 template <class T, int kChunks, int kPeers>
 __global__ void __launch_bounds__(kMostThreads, kResident[kPeers > 2])
-    peer_sum_kernel(PeerSumArgs a, Meeting meeting) {
+    peer_sum_kernel(PeerSumArgs a, const uint32_t* arrived) {
   wait_for_previous();
-  if (meeting.arrived != nullptr) {
-    await_summands(a, meeting.arrived);
+  if (arrived != nullptr) {
+    await_summands(a, arrived);
   } else {
     meet(a, 0);
   }
@@ -157,7 +151,7 @@ __global__ void __launch_bounds__(kMostThreads, kResident[kPeers > 2])
       }
     }
   }
-  if (meeting.again) meet(a, 1);
+  if (arrived == nullptr) meet(a, 1);
 }
 
 __global__ void peer_wait_kernel(PeerWaitArgs a) {
@@ -168,7 +162,7 @@ __global__ void peer_wait_kernel(PeerWaitArgs a) {
   await(a.flags + peer, a.round, a.abandoned);
 }
 
-void start(cudaStream_t stream, const PeerSumArgs& args, const Meeting& meeting,
+void start(cudaStream_t stream, const PeerSumArgs& args, const uint32_t* arrived,
            int32_t num_processors) {
   const int64_t vectors = args.cols / kVector;
   const int64_t threads = std::min<int64_t>(kMostThreads, (vectors + 31) / 32 * 32);
@@ -182,7 +176,7 @@ void start(cudaStream_t stream, const PeerSumArgs& args, const Meeting& meeting,
     using T = decltype(zero);
     const auto with = [&](auto kernel) {
       launch(kernel, dim3(static_cast<unsigned>(blocks)), dim3(static_cast<unsigned>(threads)), 0,
-             stream, args, meeting);
+             stream, args, arrived);
     };
     if (args.size == 2) {
       return with(chunks == 1   ? peer_sum_kernel<T, 1, 2>
@@ -204,16 +198,12 @@ bool peer_sum_takes(const View& residual, int64_t cols) {
 }
 
 void peer_sum(cudaStream_t stream, const PeerSumArgs& args, int32_t num_processors) {
-  start(stream, args, {}, num_processors);
-}
-
-void peer_sum_in_turn(cudaStream_t stream, const PeerSumArgs& args, int32_t num_processors) {
-  start(stream, args, {.again = false}, num_processors);
+  start(stream, args, nullptr, num_processors);
 }
 
 void piece_sum(cudaStream_t stream, const PeerSumArgs& args, const uint32_t* arrived,
                int32_t num_processors) {
-  start(stream, args, {.arrived = arrived, .again = false}, num_processors);
+  start(stream, args, arrived, num_processors);
 }
 
 void peer_wait(cudaStream_t stream, const PeerWaitArgs& args) {

@@ -1,6 +1,6 @@
 // One pass over the rows of q, k and v: RMS norm of each head of q and k, rotary embedding (NeoX
-// pairing), q in place, k and v into the paged cache. One warp a head; a lane holds pairs (d, d +
-// rotary_dim / 2), so that it rotates alone.
+// pairing), q in place, k and v into the paged cache. A warp, or a part of one, a head; a lane
+// holds pairs (d, d + rotary_dim / 2), so that it rotates alone.
 #include "kernels/cuda/device/common.cuh"
 
 namespace mpinfer::kernels::cuda {

@@ -97,7 +97,8 @@ struct PrefixGroup {
 // last tokens of its context_lens[s] tokens. Sequences with one row (decode) come first.
 struct AttentionBatch {
   int32_t num_sequences = 0;
-  int32_t num_decodes = 0;                // leading sequences with exactly one row
+  int32_t num_decodes =
+      0;  // leading sequences with one row, whose earlier tokens older steps computed
   const int32_t* cu_seqlens_q = nullptr;  // [num_sequences + 1]
   const int32_t* context_lens = nullptr;  // [num_sequences], this step's rows included
   const int32_t* block_table = nullptr;  // [num_sequences, block_table_stride], -1 = freed (window)
@@ -371,9 +372,10 @@ class Backend {
   virtual Weight make_expert_weight(void* data, int64_t out_features, int64_t in_features,
                                     DType dtype) const = 0;
 
-  // ---- ops; [rows, …] are token rows
-  // -------------------------------------------------------------------- out[r] = scale *
-  // table[ids[r] - first_id], zero where the id is outside the local table (vocab-parallel).
+  // ---- ops; [rows, …] are token rows; no op writes the arrays of a batch (positions, tables, …)
+
+  // out[r] = scale * table[ids[r] - first_id], zero where the id is outside the local table
+  // (vocab-parallel).
   virtual void embedding(Stream, const Matrix& out, const Weight& table, const int32_t* ids,
                          int32_t first_id, float scale) = 0;
   // out = x / sqrt(mean(x²) + eps) * weight; weight [cols] f32. out may be x.
@@ -394,7 +396,7 @@ class Backend {
   // out[rows, num_q_heads * value_dim]; q[rows, num_q_heads * head_dim], row-strided. Causal; GQA
   // by num_q_heads / num_kv_heads.
   // Latent rows take no window, sinks or softcap. Of a decode row, K and V of all tokens but the
-  // newest stand there since before the op that comes just before this one.
+  // newest were there before this step.
   virtual void attention(Stream, const Matrix& out, const Matrix& q, const KvView& kv,
                          const AttentionBatch& batch, const AttentionOptions& options) = 0;
   // out[rows, n] = activation(gate) * up; gate_up [rows, 2n] with gate at column 2i, up at 2i + 1.

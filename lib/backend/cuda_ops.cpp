@@ -13,6 +13,14 @@ namespace cuda = kernels::cuda;
 static_assert(sizeof(cuda::PrefixGroup) == sizeof(PrefixGroup) &&
               offsetof(cuda::PrefixGroup, num_tokens) == offsetof(PrefixGroup, num_tokens));
 
+cuda::Gate gate_of(Activation activation) {
+  MPINFER_CHECK(activation != Activation::kClampedSwiglu, "activation {} is for experts alone",
+                static_cast<int>(activation));
+  return activation == Activation::kSilu   ? cuda::Gate::kSilu
+         : activation == Activation::kGelu ? cuda::Gate::kGelu
+                                           : cuda::Gate::kGeluTanh;
+}
+
 }  // namespace
 
 cuda::ElementType element_type(DType dtype) {
@@ -265,18 +273,6 @@ void CudaBackend::attention(Stream stream, const Matrix& out, const Matrix& q, c
   }
   check_launch();
 }
-
-namespace {
-
-cuda::Gate gate_of(Activation activation) {
-  MPINFER_CHECK(activation != Activation::kClampedSwiglu, "activation {} is for experts alone",
-                static_cast<int>(activation));
-  return activation == Activation::kSilu   ? cuda::Gate::kSilu
-         : activation == Activation::kGelu ? cuda::Gate::kGelu
-                                           : cuda::Gate::kGeluTanh;
-}
-
-}  // namespace
 
 // Deterministic: a row's bits would depend on how many there are.
 bool CudaBackend::takes_few_rows(const cuda::ProductArgs& args) const {

@@ -41,7 +41,6 @@ struct SumAddNorm {
   float scale = 1.0F;
   const void* norm_weight = nullptr;  // f32 [cols]
   float eps = 0.0F;
-  bool in_turn = false;  // the next sum's partial is other memory: others may read this until then
   backend::Matrix received = {};  // PieceSums alone: [received_rows, cols], others' summands
 };
 
@@ -58,9 +57,9 @@ class PieceSums {
   // This rank's rows of the residual and of out, the latter to the others too.
   virtual void add(Stream, const SumAddNorm& piece, uint32_t number) = 0;
   // out is complete, and nothing of this sum uses its memory any more.
-  virtual void receive(Stream, const SumAddNorm& piece, uint32_t number) = 0;
+  virtual void receive(Stream, uint32_t number) = 0;
 
-  static constexpr int kMostInFlight = 32;
+  static constexpr int kMostInFlight = 32;  // sent and not received
 };
 
 // Rows of SumAddNorm::received for a piece.
@@ -95,9 +94,11 @@ class Communicator {
   // rows alone, the same part every time; without one all of them are right on every rank. False:
   // not offered here, on no rank and for no rows of this width; nothing was done.
   virtual bool sum_add_norm(Stream, const SumAddNorm&) { return false; }
-  // For a step whose pieces are rows of these matrices. The residual is right on every rank now,
-  // and out is, wherever it was received; a step ends with all that was sent received. Null: not
-  // offered, as with sum_add_norm.
+  // Whether begin_pieces may offer anything, so that memory for received summands is of use.
+  virtual bool may_sum_pieces() const { return false; }
+  // For a step whose pieces are rows of these matrices; scale and norm are each piece's. The
+  // residual is right on every rank now, and out is, wherever it was received; a step ends with all
+  // that was sent received. Null: not offered, as with sum_add_norm.
   virtual PieceSums* begin_pieces(Stream, const SumAddNorm&) { return nullptr; }
   // Nonblocking exchange for the stage shift; either side may be absent (bytes 0). Messages between
   // a pair arrive in the order of the calls.

@@ -138,8 +138,8 @@ bool CudaPeers::sum_add_norm(Stream stream, const SumAddNorm& sum) {
   args.scale = sum.scale;
   args.weight = norm ? static_cast<const float*>(sum.norm_weight) : nullptr;
   args.eps = sum.eps;
-  const auto start = keeps_all_rows() && sum.in_turn ? cuda::peer_sum_in_turn : cuda::peer_sum;
-  start(static_cast<cudaStream_t>(backend::cuda_stream(backend_, stream)), args, num_processors_);
+  cuda::peer_sum(static_cast<cudaStream_t>(backend::cuda_stream(backend_, stream)), args,
+                 num_processors_);
   backend::check_launch();
   return true;
 }

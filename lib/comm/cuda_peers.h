@@ -36,7 +36,7 @@ class CudaPeers {
   struct Region {  // one a call of allocate, the same on every rank
     int rank = 0;  // this one
     int64_t bytes = 0;
-    std::vector<char*> bases;  // by rank; empty: not seen
+    std::vector<char*> bases;  // by rank
     uint32_t rounds = 0;
 
     bool holds(const backend::Matrix& rows) const;

@@ -24,10 +24,11 @@ auto write_value() {
   static const auto found = [] {
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult result{};
-    MPINFER_CUDA(cudaGetDriverEntryPointByVersion("cuStreamWriteValue32", &entry, 12000,
-                                                  cudaEnableDefault, &result));
+    const bool known = cudaGetDriverEntryPointByVersion("cuStreamWriteValue32", &entry, 12000,
+                                                        cudaEnableDefault, &result) == cudaSuccess;
+    static_cast<void>(cudaGetLastError());  // that there is none is an answer, no error
     return reinterpret_cast<decltype(&cuStreamWriteValue32)>(
-        result == cudaDriverEntryPointSuccess ? entry : nullptr);
+        known && result == cudaDriverEntryPointSuccess ? entry : nullptr);
   }();
   return found;
 }
@@ -172,7 +173,7 @@ void CudaPieceSums::add(Stream stream, const SumAddNorm& piece, uint32_t number)
   MPINFER_CUDA(cudaEventRecord(pushed_[number % kMostInFlight], pushes_));
 }
 
-void CudaPieceSums::receive(Stream stream, const SumAddNorm&, uint32_t number) {
+void CudaPieceSums::receive(Stream stream, uint32_t number) {
   MPINFER_CUDA(cudaStreamWaitEvent(of(stream), pushed_[number % kMostInFlight], 0));
   cuda::peer_wait(of(stream), {.rank = rank_,
                                .size = size_,

@@ -26,7 +26,7 @@ class CudaPieceSums final : public PieceSums {
 
   uint32_t send(Stream stream, const SumAddNorm& piece) override;
   void add(Stream stream, const SumAddNorm& piece, uint32_t number) override;
-  void receive(Stream stream, const SumAddNorm& piece, uint32_t number) override;
+  void receive(Stream stream, uint32_t number) override;
 
  private:
   cudaStream_t of(Stream stream) const;

@@ -149,6 +149,7 @@ class NcclCommunicator final : public Communicator {
     if (sum.out.data == nullptr && !peers_.keeps_all_rows()) gather_rows(stream, sum.residual);
     return true;
   }
+  bool may_sum_pieces() const override { return true; }
   PieceSums* begin_pieces(Stream stream, const SumAddNorm& step) override {
     return piece_sums_.begin(stream, step) ? &piece_sums_ : nullptr;
   }

@@ -1,12 +1,11 @@
 #include "lib/model/boundary.h"
 
-#include <algorithm>
-#include <utility>
-
 #include "lib/core/error.h"
 
 namespace mpinfer::model {
 namespace {
+
+static_assert(kMostRowPieces <= comm::PieceSums::kMostInFlight);
 
 using backend::Matrix;
 using backend::Stream;
@@ -35,39 +34,28 @@ void sum_add_norm(backend::Backend& backend, comm::Communicator& tp, Stream stre
 
 Boundary::Boundary(backend::Backend& backend, comm::Communicator& tp, Stream stream,
                    const BoundaryRows& rows, const BoundaryOptions& options)
-    : backend_(backend),
-      tp_(tp),
-      stream_(stream),
-      rows_(rows),
-      options_(options),
-      partial_(rows.partial) {
+    : backend_(backend), tp_(tp), stream_(stream), rows_(rows), options_(options) {
   const int64_t num_rows = rows.residual.rows;
   pieces_ = row_pieces(num_rows);
-  if (rows.spare.rows > 0 && pieces_.size() > 1) {
+  if (rows.received.rows > 0 && pieces_.size() > 1) {
     piece_sums_ = tp.begin_pieces(stream, {.out = rows.normed,
                                            .partial = rows.partial,
                                            .residual = rows.residual,
-                                           .received = rows.spare});
+                                           .received = rows.received});
   }
   if (piece_sums_ == nullptr) pieces_ = {{0, num_rows}};
   sums_.resize(pieces_.size());
-  if (piece_sums_ == nullptr) {
-    if (rows.spare.rows >= num_rows) other_ = rows.spare.slice_rows(0, num_rows);
-    return;
-  }
   int64_t begin = 0;
   for (const RowPiece& piece : pieces_) {
+    if (piece_sums_ == nullptr) break;
     const int64_t count = comm::received_rows(piece.rows, tp.size());
-    received_.push_back(rows.spare.slice_rows(begin, count));
+    received_.push_back(rows.received.slice_rows(begin, count));
     begin += count;
   }
 }
 
-int64_t Boundary::spare_rows(int64_t rows, int tp) {
-  if (tp == 1) return 0;
-  const int64_t one_piece = std::min(rows, kLeastRowsOfPieces - 1);
-  if (rows < kLeastRowsOfPieces) return one_piece;
-  return std::max(one_piece, (rows / tp + kMostRowPieces) * (tp - 1));
+int64_t Boundary::received_rows(int64_t rows, int tp) {
+  return rows < kLeastRowsOfPieces ? 0 : (rows / tp + kMostRowPieces) * (tp - 1);
 }
 
 void Boundary::norm(const void* norm_weight) {
@@ -75,7 +63,7 @@ void Boundary::norm(const void* norm_weight) {
 }
 
 Matrix Boundary::partial(int piece) const {
-  return slice(partial_, rows_of(piece));
+  return slice(rows_.partial, rows_of(piece));
 }
 
 Matrix Boundary::all_normed() {
@@ -105,13 +93,11 @@ void Boundary::sum(int piece, const Partial& partial, const void* norm_weight) {
                             .eps = options_.norm_eps,
                             .received = piece_sums_ != nullptr ? received_[at] : Matrix{}};
   const uint32_t number = piece_sums_ != nullptr ? piece_sums_->send(stream_, of) : 0;
-  // The sums of earlier pieces, whose rows came over beside this piece's products.
-  beside();
+  add_earlier();  // their rows came over beside this piece's products
   sums_[at] = {of, number, Sum::State::kSent};
-  if (other_.data != nullptr) std::swap(partial_, other_);
 }
 
-void Boundary::beside() {
+void Boundary::add_earlier() {
   for (int piece = 0; piece < num_pieces(); ++piece) add(piece);
 }
 
@@ -130,7 +116,7 @@ void Boundary::receive(int piece) {
   add(piece);
   Sum& sum = sums_[static_cast<size_t>(piece)];
   if (sum.state != Sum::State::kAdded) return;
-  if (piece_sums_ != nullptr) piece_sums_->receive(stream_, sum.of, sum.number);
+  if (piece_sums_ != nullptr) piece_sums_->receive(stream_, sum.number);
   sum.state = Sum::State::kNone;
 }
 

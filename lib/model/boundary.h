@@ -18,9 +18,7 @@ struct BoundaryRows {
   backend::Matrix residual;  // [num_rows, hidden_size]
   backend::Matrix normed;    // likewise
   backend::Matrix partial;   // likewise
-  // [spare_rows, hidden_size]: others' summands in steps of several pieces, else in turn with
-  // partial, whose rows another rank may still read. None: TP of one.
-  backend::Matrix spare;
+  backend::Matrix received;  // [received_rows, hidden_size]: others' summands; none: no pieces
 };
 
 struct BoundaryOptions {
@@ -41,20 +39,20 @@ class Boundary {
   // Rows of a piece for a product that is launched next.
   backend::Matrix normed(int piece);
   backend::Matrix partial(int piece) const;
-  // Products of a piece were launched, which left this in partial(piece): it is summed up and
-  // normed, without a weight (the last sum of the stage) not normed.
+  // After the launch of the products that leave this in partial(piece): its sum and norm are on
+  // their way, and normed(piece) waits for them. Without a weight, the last sum of the stage.
   void sum(int piece, const Partial& partial, const void* norm_weight);
-  // They were, and left nothing to sum up.
-  void beside();
+  // After products that leave nothing to sum up: adds what came over beside them.
+  void add_earlier();
   // The same for what takes all rows at once.
   backend::Matrix all_normed();
-  backend::Matrix all_partial() const { return partial_; }
+  backend::Matrix all_partial() const { return rows_.partial; }
   void sum_all(const Partial& partial, const void* norm_weight);
   // Until the residual is right on every rank.
   void finish();
 
   // Enough for so many rows or fewer.
-  static int64_t spare_rows(int64_t rows, int tp);
+  static int64_t received_rows(int64_t rows, int tp);
 
  private:
   struct Sum {
@@ -71,8 +69,6 @@ class Boundary {
   backend::Stream stream_;
   BoundaryRows rows_;
   BoundaryOptions options_;
-  backend::Matrix partial_;  // of the next sum
-  backend::Matrix other_;    // of the one before; none: the same
   std::vector<RowPiece> pieces_;
   std::vector<backend::Matrix> received_;  // by piece
   std::vector<Sum> sums_;                  // by piece

@@ -21,6 +21,7 @@ using backend::Workspace;
 
 struct StepSizes {  // of one TP rank
   int tp = 1;
+  bool pieces = false;  // sums over tp may go in pieces
   int64_t hidden = 0;
   Part q_heads = {};
   Part kv_heads = {};
@@ -66,7 +67,10 @@ StepBuffers take_buffers(Workspace& workspace, const ModelConfig& config, const 
   StepBuffers out;
   out.boundary.normed = workspace.take(rows, sizes.hidden, dtype);
   out.boundary.partial = workspace.take(rows, sizes.hidden, dtype);
-  out.boundary.spare = workspace.take(Boundary::spare_rows(rows, sizes.tp), sizes.hidden, dtype);
+  if (sizes.pieces) {
+    out.boundary.received =
+        workspace.take(Boundary::received_rows(rows, sizes.tp), sizes.hidden, dtype);
+  }
   const int64_t mark = workspace.mark();
   if (config.is_latent()) {
     out.latent = take_latent_buffers(workspace, config, sizes.q_heads.size, out.boundary.partial);
@@ -160,7 +164,7 @@ struct Transformer::Impl {
     for (int piece = 0; piece < boundary.num_pieces(); ++piece) {
       project_qkv(attention, stream, boundary.normed(piece), boundary.rows_of(piece),
                   buffers.attention);
-      boundary.beside();
+      boundary.add_earlier();
     }
     attend(attention, stream, batch, buffers.attention);
     for (int piece = 0; piece < boundary.num_pieces(); ++piece) {
@@ -208,6 +212,7 @@ Transformer::Transformer(backend::Backend& backend, comm::Communicator& tp,
   MPINFER_CHECK(tp.size() == weights.tp && tp.rank() == weights.tp_rank,
                 "weights of rank {} of {} on rank {} of {}", weights.tp_rank, weights.tp, tp.rank(),
                 tp.size());
+  impl_->sizes.pieces = tp.may_sum_pieces();
   if (weights.ep > weights.tp) impl_->ep = ep;
   MPINFER_CHECK(weights.ep <= weights.tp ||
                     (ep != nullptr && ep->size() == weights.ep && ep->rank() == weights.ep_rank),
@@ -261,10 +266,11 @@ void Transformer::forward(Stream stream, const BatchInput& batch, const Matrix& 
 }
 
 int64_t Transformer::workspace_bytes(const ModelConfig& config, int tp, int64_t max_rows,
-                                     DType activation, int ep) {
+                                     DType activation, int ep, bool pieces) {
   Workspace measuring;
-  take_buffers(measuring, config, step_sizes(config, {.stage = {}, .tp = tp, .ep = ep}), max_rows,
-               max_rows, activation);
+  StepSizes sizes = step_sizes(config, {.stage = {}, .tp = tp, .ep = ep});
+  sizes.pieces = pieces && tp > 1;
+  take_buffers(measuring, config, sizes, max_rows, max_rows, activation);
   return measuring.peak_bytes();
 }
 

@@ -31,8 +31,9 @@ class Transformer {
   void forward(backend::Stream stream, const BatchInput& batch, const backend::Matrix& residual);
 
   // Bytes of workspace that one forward of max_rows rows takes, by a dry run of the same code.
+  // pieces: Communicator::may_sum_pieces where tp > 1.
   static int64_t workspace_bytes(const ModelConfig& config, int tp, int64_t max_rows,
-                                 DType activation, int ep = 1);
+                                 DType activation, int ep = 1, bool pieces = false);
 
   // Rows that chose each expert since the start, [layers of the stage, experts]; zeros in dense
   // layers, nothing for a dense model. Waits for the device.

@@ -111,7 +111,8 @@ class Rank {
     for (const TokenSequence& sequence : sequences) most_rows += std::ssize(sequence.tokens);
     const DType activation = backend_.activation_dtype();
     workspace_ = backend::Workspace(backend_.allocate(
-        std::max(Transformer::workspace_bytes(config_, tp.size(), most_rows, activation, ep()),
+        std::max(Transformer::workspace_bytes(config_, tp.size(), most_rows, activation, ep(),
+                                              tp.may_sum_pieces()),
                  LmHead::workspace_bytes(config_, tp.size(), kMaxLogitRows, activation))));
     memory_ = backend::Workspace(backend_.allocate(
         4096 + most_rows * (2 * config_.hidden_size + config_.vocab_size + 64) * 4));

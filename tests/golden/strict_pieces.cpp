@@ -20,6 +20,7 @@ class StrictPieces final : public Communicator, public comm::PieceSums {
   StrictPieces(std::unique_ptr<Communicator> inner, backend::Backend& backend, int* sums)
       : inner_(std::move(inner)), backend_(backend), sums_(sums) {}
 
+  bool may_sum_pieces() const override { return true; }
   PieceSums* begin_pieces(Stream, const SumAddNorm&) override { return this; }
 
   uint32_t send(Stream stream, const SumAddNorm& piece) override {
@@ -27,6 +28,7 @@ class StrictPieces final : public Communicator, public comm::PieceSums {
     Kept& kept = summed_[++number_];
     kept.memory = backend_.allocate(partial.rows * partial.cols * size_of(partial.dtype));
     kept.rows = partial;
+    kept.out = piece.out;
     kept.rows.data = kept.memory.data();
     backend_.copy(stream, kept.rows, partial);
     inner_->all_reduce_sum(stream, kept.rows.data, partial.dtype, partial.rows * partial.cols);
@@ -50,14 +52,15 @@ class StrictPieces final : public Communicator, public comm::PieceSums {
     poison(stream, piece.residual.slice_rows(0, begin));
     poison(stream, piece.residual.slice_rows(begin + count, rows - begin - count));
   }
-  void receive(Stream stream, const SumAddNorm& piece, uint32_t number) override {
-    const int64_t row_bytes = piece.out.cols * size_of(piece.out.dtype);
+  void receive(Stream stream, uint32_t number) override {
+    const Matrix out = summed_.at(number).out;
+    const int64_t row_bytes = out.cols * size_of(out.dtype);
     std::vector<int64_t> bytes;
     for (int r = 0; r < size(); ++r) {
-      bytes.push_back((first(piece.out.rows, r + 1) - first(piece.out.rows, r)) * row_bytes);
+      bytes.push_back((first(out.rows, r + 1) - first(out.rows, r)) * row_bytes);
     }
-    inner_->all_gather_v(stream, piece.out.data,
-                         piece.out.row<char>(0) + first(piece.out.rows, rank()) * row_bytes, bytes);
+    inner_->all_gather_v(stream, out.data, out.row<char>(0) + first(out.rows, rank()) * row_bytes,
+                         bytes);
     summed_.erase(number);
     ++*sums_;
   }
@@ -94,6 +97,7 @@ class StrictPieces final : public Communicator, public comm::PieceSums {
   struct Kept {
     backend::Buffer memory;
     Matrix rows;
+    Matrix out;
   };
   int64_t first(int64_t rows, int rank) const { return rows * rank / size(); }
   void poison(Stream stream, const Matrix& rows) {

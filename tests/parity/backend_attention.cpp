@@ -67,6 +67,25 @@ TEST_CASE("long contexts of few sequences, cut or not, equal a double-precision 
   }
 }
 
+TEST_CASE("more decode rows than a device has room for at once equal a double-precision loop") {
+  const Heads heads = {.q = 8, .kv = 8, .head_dim = 128};
+  for (const Maker& maker : makers()) {
+    const auto backend = maker.make();
+    CAPTURE(maker.name);
+    Random random(29);
+    std::vector<Sequence> sequences;
+    for (int64_t s = 0; s < 80; ++s) {
+      sequences.push_back(
+          random_sequence(random, heads, s == 40 ? 600 : 1 + s, backend->activation_dtype()));
+    }
+    const std::vector<int64_t> rows(sequences.size(), 1);
+    const AttentionOptions options = {.scale = 0.1F};
+    const auto want = reference_rows(sequences, rows, heads, options, {});
+    const PagedCase paged(*backend, heads, 32, sequences, rows, 0, random);
+    check_close(paged.run(options, {}, 8), want, 2.0 * tolerance(*backend), 1.0);
+  }
+}
+
 TEST_CASE("decode rows that share a prefix equal a double-precision loop") {
   struct Shared {
     Heads heads;

@@ -233,7 +233,8 @@ TEST_CASE("moe_experts equals the loop for experts of many rows, of one and of n
   for (const Counts& counts :
        {Counts{{600, 0, 1, 129, 640}, 80, 40, true, Activation::kClampedSwiglu},
         Counts{{0, 300, 257, 0, 385, 400}, 208, 136}, Counts{{300}, 2048, 64, true},
-        Counts{{128, 0, 512}, 528, 64, false, Activation::kGelu}}) {
+        Counts{{128, 0, 512}, 528, 64, false, Activation::kGelu},
+        Counts{{3000, 0, 1200, 129}, 16, 8}}) {
     std::vector<int32_t> experts;
     for (size_t e = 0; e < counts.rows.size(); ++e) {
       experts.insert(experts.end(), static_cast<size_t>(counts.rows[e]), static_cast<int32_t>(e));

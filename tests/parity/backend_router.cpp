@@ -65,7 +65,7 @@ TEST_CASE("route chooses and weighs as its options say") {
     for (const auto& [rows, experts, top_k, groups, top_groups] :
          {std::array{1, 4, 2, 1, 1}, std::array{9, 128, 8, 1, 1}, std::array{33, 256, 8, 8, 4},
           std::array{300, 60, 4, 1, 1}, std::array{5, 24, 3, 3, 1}, std::array{4, 1000, 30, 10, 3},
-          std::array{3, 8, 8, 1, 1}}) {
+          std::array{3, 8, 8, 1, 1}, std::array{9000, 8, 2, 1, 1}}) {
       for (int rule = 0; rule < 8; ++rule) {
         CAPTURE(rows, experts, top_k, groups, rule);
         const auto logits = random_floats(random, int64_t{rows} * experts, 2.0F);

@@ -1,6 +1,7 @@
 // What every kernel file shares: conversions, vectors, warp and block sums, the launch helper.
 // Launches carry the programmatic-dependent-launch attribute: a kernel may start while the one
-// before it drains, so each kernel calls wait_for_previous() before it touches global memory.
+// before it drains, so each kernel calls wait_for_previous() before it touches memory that a kernel
+// before it reads or writes.
 #pragma once
 
 #include <cuda_bf16.h>

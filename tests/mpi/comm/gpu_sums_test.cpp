@@ -220,21 +220,19 @@ TEST_CASE("GPUs sum one layer after the other", "[comm]") {
        std::vector<std::pair<int64_t, int64_t>>{{1, 4096}, {2, 8}, {600, 4096}, {333, 1024}}) {
     CAPTURE(rows, cols);
     sums.resize(rows, cols);
-    const Matrix in_turn[] = {sums.partial(), sums.received().slice_rows(0, rows)};
     for (int step = 0; step < 4; ++step) {
       sums.fill(sums.source(), step + world.rank());
       for (int layer = 0; layer <= kLayers; ++layer) {
         maybe_late(step % world.size() == world.rank());
         const bool norm = layer < kLayers;
-        bring(sums, in_turn[layer % 2], sums.source(), sums.out(), layer);
+        bring(sums, sums.partial(), sums.source(), sums.out(), layer);
         if (!sums.communicator().sum_add_norm(Stream::kCompute,
                                               {.out = norm ? sums.out() : Matrix{},
-                                               .partial = in_turn[layer % 2],
+                                               .partial = sums.partial(),
                                                .residual = sums.residual(),
                                                .scale = kScale,
                                                .norm_weight = sums.weight(),
-                                               .eps = kEps,
-                                               .in_turn = norm})) {
+                                               .eps = kEps})) {
           WARN(kUnseen);
           return;
         }
@@ -274,7 +272,7 @@ TEST_CASE("GPUs sum pieces of rows, several under way", "[comm]") {
         for (size_t i = 0; i < now.size(); ++i) {
           if (layer > 0) {
             if (i == 0) pieces->add(Stream::kCompute, before.back(), numbers.back());
-            pieces->receive(Stream::kCompute, before[i], numbers[i]);
+            pieces->receive(Stream::kCompute, numbers[i]);
           }
           maybe_late(step % world.size() == world.rank());
           bring(sums, now[i].partial, sums.source().slice_rows(begin, sizes[i]), now[i].out, layer);
@@ -285,7 +283,7 @@ TEST_CASE("GPUs sum pieces of rows, several under way", "[comm]") {
       }
       pieces->add(Stream::kCompute, now.back(), numbers.back());
       for (size_t i = 0; i < now.size(); ++i) {
-        pieces->receive(Stream::kCompute, now[i], numbers[i]);
+        pieces->receive(Stream::kCompute, numbers[i]);
       }
       sums.backend().copy(Stream::kCompute, sums.residual(), sums.out());
       const std::vector<float> found = sums.values_of(sums.residual());
@@ -310,7 +308,7 @@ TEST_CASE("what waits for a GPU that never comes ends when it is given up", "[co
     const SumAddNorm piece = pieces_of(sums, {8}, true, world.size()).front();
     const uint32_t number = pieces->send(Stream::kCompute, piece);
     pieces->add(Stream::kCompute, piece, number);
-    pieces->receive(Stream::kCompute, piece, number);
+    pieces->receive(Stream::kCompute, number);
     pieces = sums.communicator().begin_pieces(Stream::kCompute, whole_step(sums));
     const auto event = sums.backend().record(Stream::kCompute);
     std::this_thread::sleep_for(std::chrono::milliseconds(50));

@@ -4,9 +4,10 @@
 
 namespace mpinfer::model {
 
-TEST_CASE("pieces cover a step's rows, and the spare rows of a larger step are enough for them") {
+TEST_CASE(
+    "pieces cover a step's rows, and memory for a larger step's summands is enough for them") {
   for (const int tp : {1, 2, 3, 4, 7, 8}) {
-    int64_t spare_before = 0;
+    int64_t memory_before = 0;
     int64_t failures = 0;
     for (int64_t rows = 1; rows < 20000; rows += rows < 9000 ? 1 : 11) {
       const std::vector<RowPiece> pieces = row_pieces(rows);
@@ -17,15 +18,15 @@ TEST_CASE("pieces cover a step's rows, and the spare rows of a larger step are e
         end += piece.rows;
         received += comm::received_rows(piece.rows, tp);
       }
-      const int64_t spare = Boundary::spare_rows(rows, tp);
+      const int64_t memory = Boundary::received_rows(rows, tp);
       failures += end != rows || std::ssize(pieces) > kMostRowPieces ? 1 : 0;
-      failures += spare < (pieces.size() == 1 && tp > 1 ? rows : received) ? 1 : 0;
-      failures += spare < spare_before ? 1 : 0;
-      spare_before = spare;
+      failures += pieces.size() > 1 && memory < received ? 1 : 0;
+      failures += memory < memory_before ? 1 : 0;
+      memory_before = memory;
     }
     CAPTURE(tp);
     CHECK(failures == 0);
-    CHECK((Boundary::spare_rows(20000, tp) == 0) == (tp == 1));
+    CHECK((Boundary::received_rows(20000, tp) == 0) == (tp == 1));
   }
   CHECK(row_pieces(kLeastRowsOfPieces - 1).size() == 1);
   CHECK(row_pieces(kLeastRowsOfPieces).size() == 3);
