@@ -158,7 +158,7 @@ std::vector<OptionSpec> make_table() {
       "most sequences at once in a replica (default: 4096 on GPUs, where memory decides; 256)",
       integer(&Options::max_num_seqs, 1, 1 << 20));
   add(engine, "max-num-batched-tokens", "", "N",
-      "token rows of one step (default: 8192, CUDA 16384)",
+      "token rows of one step (default: 8192, CUDA 16384); over pp stages prompts take 1/pp of it",
       integer(&Options::max_num_batched_tokens, 1, 1 << 22));
   add(engine, "block-size", "", "N", "tokens of a KV block (default: 16, CUDA 32)",
       integer(&Options::block_size, 1, 1024));

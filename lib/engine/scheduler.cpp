@@ -156,20 +156,20 @@ void Scheduler::plan_decodes(StepPlan& plan) {
   }
 }
 
-// With several lanes, pending prompts are dealt evenly over the next plans, so that no stage waits
-// for one long step.
+// With several lanes a plan takes its share of a step's rows, and pending prompts are dealt evenly
+// over the next plans: a stage waits for one long step of another where plans differ, and at the
+// start the last stage waits for the first plan to come through.
 int64_t Scheduler::prefill_budget(const StepPlan& plan) const {
-  int64_t budget = options_.max_num_batched_tokens - plan.num_rows;
-  if (options_.num_lanes > 1) {
-    int64_t pending = 0;
-    for (const auto& sequence : running_)
-      pending += std::max(0, sequence->prefill_target - sequence->num_computed);
-    for (const auto& sequence : waiting_) pending += sequence->prefill_target;
-    constexpr int64_t kSmallestShare = 64;
-    budget = std::min(
-        budget, std::max(kSmallestShare, (pending + options_.num_lanes - 1) / options_.num_lanes));
-  }
-  return budget;
+  const int64_t budget = options_.max_num_batched_tokens - plan.num_rows;
+  if (options_.num_lanes == 1) return budget;
+  int64_t pending = 0;
+  for (const auto& sequence : running_)
+    pending += std::max(0, sequence->prefill_target - sequence->num_computed);
+  for (const auto& sequence : waiting_) pending += sequence->prefill_target;
+  const int64_t share = options_.max_num_batched_tokens / options_.num_lanes - plan.num_rows;
+  const int64_t even = (pending + options_.num_lanes - 1) / options_.num_lanes;
+  constexpr int64_t kSmallestShare = 64;
+  return std::min(budget, std::max(kSmallestShare, std::min(share, even)));
 }
 
 void Scheduler::plan_prefills(StepPlan& plan) {

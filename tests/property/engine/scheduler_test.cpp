@@ -409,6 +409,38 @@ TEST_CASE("lanes share the running sequences evenly", "[scheduler]") {
   for (size_t number = 4; number < 8; ++number) REQUIRE(rows[number] == 8);
 }
 
+TEST_CASE("a lane's plans take their share of a step's prompt rows", "[scheduler]") {
+  SchedulerOptions options;
+  options.num_lanes = 4;
+  options.num_blocks = {5000};
+  options.windows = {0};
+  options.prefix_caching = false;
+  options.max_num_seqs = 400;
+  options.max_num_batched_tokens = 1024;
+  Scheduler scheduler(options, nullptr);
+  ControlRecord record;
+  for (int i = 0; i < 350; ++i) {
+    Request request;
+    request.index = i;
+    request.prompt_token_ids.assign(20, 1);
+    request.sampling.max_tokens = 100;
+    request.sampling.ignore_eos = true;
+    record.requests.push_back(request);
+  }
+  record.no_more = true;
+  scheduler.apply(std::move(record));
+  int64_t prompts = 0;
+  for (int64_t number = 0; number < 48; ++number) {
+    const StepPlan plan = scheduler.make_plan(number);
+    int64_t decodes = 0;
+    for (const PlanEntry& entry : plan.entries) decodes += entry.decode ? 1 : 0;
+    prompts += plan.num_rows - decodes;
+    // At least 64, however many rows decode.
+    REQUIRE(plan.num_rows - decodes <= std::max<int64_t>(64, 256 - decodes));
+  }
+  REQUIRE(prompts == 350 * 20);
+}
+
 TEST_CASE("a drain gives up waiting sequences and lets running ones finish", "[scheduler]") {
   SchedulerOptions options;
   options.num_blocks = {100};
