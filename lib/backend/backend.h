@@ -97,8 +97,8 @@ struct PrefixGroup {
 // last tokens of its context_lens[s] tokens. Sequences with one row (decode) come first.
 struct AttentionBatch {
   int32_t num_sequences = 0;
-  int32_t num_decodes =
-      0;  // leading sequences with one row, whose earlier tokens older steps computed
+  // Leading sequences with one row, whose earlier tokens older steps computed.
+  int32_t num_decodes = 0;
   const int32_t* cu_seqlens_q = nullptr;  // [num_sequences + 1]
   const int32_t* context_lens = nullptr;  // [num_sequences], this step's rows included
   const int32_t* block_table = nullptr;  // [num_sequences, block_table_stride], -1 = freed (window)

@@ -33,17 +33,6 @@ auto write_value() {
   return found;
 }
 
-// Rows of a piece that rank keeps.
-struct Share {
-  int64_t begin = 0;
-  int64_t rows = 0;
-};
-
-Share share_of(int64_t rows, int rank, int size) {
-  const int64_t begin = rows * rank / size;
-  return {begin, rows * (rank + 1) / size - begin};
-}
-
 // Where the summands of rank from lie among those that a rank with this share receives, in rows.
 int64_t place_of(int from, int to, int64_t share_rows) {
   return (from < to ? from : from - 1) * share_rows;
@@ -80,6 +69,11 @@ cudaStream_t CudaPieceSums::of(Stream stream) const {
 uint32_t* CudaPieceSums::flags(int rank, int kind, uint32_t number) const {
   const int64_t place = kind * kMostInFlight + static_cast<int64_t>(number % kMostInFlight);
   return region_->piece_flags(rank) + place * cuda::kMostPeers;
+}
+
+CudaPieceSums::Share CudaPieceSums::share_of(int64_t rows, int rank) const {
+  const int64_t begin = peers_.first_row(rows, rank);
+  return {begin, peers_.first_row(rows, rank + 1) - begin};
 }
 
 void CudaPieceSums::push(int peer, void* to, const void* from, int64_t bytes, int kind,
@@ -131,7 +125,7 @@ uint32_t CudaPieceSums::send(Stream stream, const SumAddNorm& piece) {
   after(stream);
   for (int i = 1; i < size_; ++i) {
     const int peer = (rank_ + i) % size_;
-    const Share share = share_of(partial.rows, peer, size_);
+    const Share share = share_of(partial.rows, peer);
     char* received = at_row(piece.received, place_of(rank_, peer, share.rows));
     push(peer, region_->of(peer, received), at_row(partial, share.begin),
          share.rows * row_bytes(partial), kSummands, number);
@@ -141,7 +135,7 @@ uint32_t CudaPieceSums::send(Stream stream, const SumAddNorm& piece) {
 
 void CudaPieceSums::add(Stream stream, const SumAddNorm& piece, uint32_t number) {
   const backend::Matrix& partial = piece.partial;
-  const Share share = share_of(partial.rows, rank_, size_);
+  const Share share = share_of(partial.rows, rank_);
   cuda::PeerSumArgs args{.rank = rank_,
                          .size = size_,
                          .abandoned = peers_.abandoned(),

@@ -29,7 +29,13 @@ class CudaPieceSums final : public PieceSums {
   void receive(Stream stream, uint32_t number) override;
 
  private:
+  struct Share {
+    int64_t begin = 0;
+    int64_t rows = 0;
+  };
+
   cudaStream_t of(Stream stream) const;
+  Share share_of(int64_t rows, int rank) const;  // of a piece, that rank keeps
   uint32_t* flags(int rank, int kind, uint32_t number) const;
   void push(int peer, void* to, const void* from, int64_t bytes, int kind, uint32_t number) const;
   void after(Stream stream);

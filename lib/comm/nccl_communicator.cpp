@@ -3,6 +3,7 @@
 #include <nccl.h>
 
 #include <exception>
+#include <optional>
 #include <thread>
 
 #include "lib/backend/cuda_backend.h"
@@ -53,8 +54,7 @@ class NcclCommunicator final : public Communicator {
         name_(name),
         rank_(comm.rank()),
         size_(comm.size()),
-        peers_(comm, backend),
-        piece_sums_(peers_, backend, rank_, size_) {
+        peers_(comm, backend) {
     ncclUniqueId id{};
     if (rank_ == 0) check(ncclGetUniqueId(&id), "ncclGetUniqueId");
     comm.broadcast(&id, sizeof(id), 0);
@@ -83,7 +83,10 @@ class NcclCommunicator final : public Communicator {
     if (nccl_ != nullptr) ncclCommAbort(nccl_);
     nccl_ = nullptr;
   }
-  backend::Buffer allocate(int64_t bytes) override { return peers_.allocate(bytes); }
+  backend::Buffer allocate(int64_t bytes) override {
+    if (!piece_sums_.has_value()) piece_sums_.emplace(peers_, backend_, rank_, size_);
+    return peers_.allocate(bytes);
+  }
 
   void all_reduce_sum(Stream stream, void* data, DType dtype, int64_t count) override {
     if (count == 0) return;
@@ -151,7 +154,7 @@ class NcclCommunicator final : public Communicator {
   }
   bool may_sum_pieces() const override { return true; }
   PieceSums* begin_pieces(Stream stream, const SumAddNorm& step) override {
-    return piece_sums_.begin(stream, step) ? &piece_sums_ : nullptr;
+    return piece_sums_.has_value() && piece_sums_->begin(stream, step) ? &*piece_sums_ : nullptr;
   }
   std::unique_ptr<Pending> start_send_recv(Stream stream, const Transfer& send,
                                            const Transfer& receive) override {
@@ -219,7 +222,7 @@ class NcclCommunicator final : public Communicator {
   int rank_;
   int size_;
   CudaPeers peers_;
-  CudaPieceSums piece_sums_;
+  std::optional<CudaPieceSums> piece_sums_;  // of an axis that asked for shared memory
   ncclComm_t nccl_ = nullptr;
   bool grouped_ = false;
 };

@@ -45,9 +45,9 @@ Boundary::Boundary(backend::Backend& backend, comm::Communicator& tp, Stream str
   }
   if (piece_sums_ == nullptr) pieces_ = {{0, num_rows}};
   sums_.resize(pieces_.size());
+  if (piece_sums_ == nullptr) return;
   int64_t begin = 0;
   for (const RowPiece& piece : pieces_) {
-    if (piece_sums_ == nullptr) break;
     const int64_t count = comm::received_rows(piece.rows, tp.size());
     received_.push_back(rows.received.slice_rows(begin, count));
     begin += count;

@@ -46,7 +46,6 @@ class Boundary {
   void add_earlier();
   // The same for what takes all rows at once.
   backend::Matrix all_normed();
-  backend::Matrix all_partial() const { return rows_.partial; }
   void sum_all(const Partial& partial, const void* norm_weight);
   // Until the residual is right on every rank.
   void finish();

@@ -155,10 +155,9 @@ struct Transformer::Impl {
                                    .first_q_head = sizes.q_heads.begin,
                                    .first_kv_head = sizes.kv_heads.begin};
     if (config.is_latent()) {
-      LatentBuffers latent = buffers.latent;
-      latent.partial = boundary.all_partial();
-      boundary.sum_all(attend_latent(attention, stream, boundary.all_normed(), batch, latent),
-                       layer.post_attention_norm);
+      boundary.sum_all(
+          attend_latent(attention, stream, boundary.all_normed(), batch, buffers.latent),
+          layer.post_attention_norm);
       return;
     }
     for (int piece = 0; piece < boundary.num_pieces(); ++piece) {
@@ -184,9 +183,7 @@ struct Transformer::Impl {
         at + 1 == weights.layers.size() ? nullptr : weights.layers[at + 1].input_norm;
     const auto layer_id = static_cast<size_t>(weights.stage.begin + index);
     if (config.layers[layer_id].moe) {
-      MoeBuffers experts = buffers.moe;
-      experts.partial = boundary.all_partial();
-      boundary.sum_all(run_experts(stream, index, batch, boundary.all_normed(), experts),
+      boundary.sum_all(run_experts(stream, index, batch, boundary.all_normed(), buffers.moe),
                        next_norm);
       return;
     }

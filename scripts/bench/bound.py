@@ -51,15 +51,19 @@ class Model:
             parameters += self.expert * self.experts * (1 - (1 - self.top_k / self.experts) ** rows)
         return 2 * self.layers * parameters
 
-    def step(self, rows, emitting, context, pairs, bandwidth, flops):
-        """Seconds. context: KV tokens that decode rows read; pairs: (prompt row, token it sees)."""
-        operations = 2 * self.active * rows + 2 * self.vocab * self.hidden * emitting
-        weights = self.weight_bytes(rows) + 2 * self.vocab * self.hidden
+    def step(self, rows, emitting, context, pairs, bandwidth, flops, share=1.0, head=True):
+        """Seconds. context: KV tokens that decode rows read; pairs: (prompt row, token it sees). share: of the layers, and whether
+        the LM head is there: a stage of a pipeline."""
+        operations = share * 2 * self.active * rows
+        weights = share * self.weight_bytes(rows)
+        if head:
+            operations += 2 * self.vocab * self.hidden * emitting
+            weights += 2 * self.vocab * self.hidden
         products = max(operations / flops, weights / bandwidth)
         attention = 4 * self.layers * self.q_width * pairs / (0.8 * flops)
         kv = (context + rows) * self.kv_bytes / bandwidth
         elementwise = 14 * self.layers * self.hidden * 2 * rows / bandwidth
-        return products + attention + kv + elementwise
+        return products + share * (attention + kv + elementwise)
 
 
 def simulate(model, rows, kv_tokens, budget, bandwidth, flops, reserve=1.0):

@@ -5,11 +5,10 @@
 #include <fmt/core.h>
 
 #include <cstdlib>
-#include <deque>
 #include <fstream>
 #include <vector>
 
-#include "lib/engine/scheduler.h"
+#include "scripts/bench/plan_all.h"
 
 namespace {
 
@@ -55,7 +54,6 @@ void print(const StepPlan& plan) {
 
 int main(int argc, char** argv) {
   if (argc != 6) return 2;
-  const std::vector<Request> requests = requests_of(argv[1]);
   SchedulerOptions options{.num_lanes = std::atoi(argv[4]),
                            .block_size = 32,
                            .num_blocks = {std::atoi(argv[2])},
@@ -65,23 +63,6 @@ int main(int argc, char** argv) {
                            .eos_token_ids = {},
                            .prefix_caching = false};
   options.break_even_seqs = std::atoi(argv[3]);
-  Scheduler scheduler(options, nullptr);
-  std::deque<StepPlan> plans;
-  size_t next = 0;
-  for (int64_t number = 0;; ++number) {
-    ControlRecord record;
-    for (; next < requests.size() && record.requests.size() < 512; ++next)
-      record.requests.push_back(requests[next]);
-    record.no_more = next == requests.size();
-    scheduler.apply(std::move(record));
-    if (number > options.num_lanes) {
-      const std::vector<int32_t> ids(plans.front().logit_entries.size(), 5);
-      scheduler.commit(plans.front(), ids);
-      plans.pop_front();
-      if (scheduler.finished()) break;
-    }
-    plans.push_back(scheduler.make_plan(number));
-    print(plans.back());
-  }
+  plan_all(options, requests_of(argv[1]), 512, print);
   return 0;
 }

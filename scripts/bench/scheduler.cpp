@@ -6,10 +6,9 @@
 #include <algorithm>
 #include <cstdlib>
 #include <ctime>
-#include <deque>
 #include <random>
 
-#include "lib/engine/scheduler.h"
+#include "scripts/bench/plan_all.h"
 
 namespace {
 
@@ -37,23 +36,7 @@ double run(const std::vector<Request>& requests, bool prefix_caching) {
                                  .prefix_caching = prefix_caching};
   std::vector<Request> left = requests;  // copied before the clock starts
   const double start = cpu_seconds();
-  Scheduler scheduler(options, nullptr);
-  std::deque<StepPlan> plans;
-  size_t next = 0;
-  for (int64_t number = 0;; ++number) {
-    ControlRecord record;
-    for (; next < left.size() && record.requests.size() < 64; ++next)
-      record.requests.push_back(std::move(left[next]));
-    record.no_more = next == left.size();
-    scheduler.apply(std::move(record));
-    if (number > options.num_lanes) {
-      const std::vector<int32_t> ids(plans.front().logit_entries.size(), 5);
-      scheduler.commit(plans.front(), ids);
-      plans.pop_front();
-      if (scheduler.finished()) break;
-    }
-    plans.push_back(scheduler.make_plan(number));
-  }
+  plan_all(options, std::move(left), 64, [](const StepPlan&) {});
   return cpu_seconds() - start;
 }
 

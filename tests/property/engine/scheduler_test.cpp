@@ -384,6 +384,21 @@ TEST_CASE("samples of a row share all full blocks of its prompt but the last tok
   REQUIRE(run(options, requests, 5).prefill_rows == 32 + 3 * 16);
 }
 
+// So many rows with prompts of so many tokens, which draw 100, and no more to come.
+ControlRecord all_at_once(int count, size_t prompt_tokens) {
+  ControlRecord record;
+  for (int i = 0; i < count; ++i) {
+    Request request;
+    request.index = i;
+    request.prompt_token_ids.assign(prompt_tokens, 1);
+    request.sampling.max_tokens = 100;
+    request.sampling.ignore_eos = true;
+    record.requests.push_back(request);
+  }
+  record.no_more = true;
+  return record;
+}
+
 TEST_CASE("lanes share the running sequences evenly", "[scheduler]") {
   SchedulerOptions options;
   options.num_lanes = 4;
@@ -392,17 +407,7 @@ TEST_CASE("lanes share the running sequences evenly", "[scheduler]") {
   options.max_num_seqs = 64;
   options.max_num_batched_tokens = 1024;
   Scheduler scheduler(options, nullptr);
-  ControlRecord record;
-  for (int i = 0; i < 32; ++i) {
-    Request request;
-    request.index = i;
-    request.prompt_token_ids.assign(8, 1);
-    request.sampling.max_tokens = 100;
-    request.sampling.ignore_eos = true;
-    record.requests.push_back(request);
-  }
-  record.no_more = true;
-  scheduler.apply(std::move(record));
+  scheduler.apply(all_at_once(32, 8));
   std::vector<int64_t> rows;
   for (int64_t number = 0; number < 8; ++number)
     rows.push_back(static_cast<int64_t>(scheduler.make_plan(number).entries.size()));
@@ -418,17 +423,7 @@ TEST_CASE("a lane's plans take their share of a step's prompt rows", "[scheduler
   options.max_num_seqs = 400;
   options.max_num_batched_tokens = 1024;
   Scheduler scheduler(options, nullptr);
-  ControlRecord record;
-  for (int i = 0; i < 350; ++i) {
-    Request request;
-    request.index = i;
-    request.prompt_token_ids.assign(20, 1);
-    request.sampling.max_tokens = 100;
-    request.sampling.ignore_eos = true;
-    record.requests.push_back(request);
-  }
-  record.no_more = true;
-  scheduler.apply(std::move(record));
+  scheduler.apply(all_at_once(350, 20));
   int64_t prompts = 0;
   for (int64_t number = 0; number < 48; ++number) {
     const StepPlan plan = scheduler.make_plan(number);

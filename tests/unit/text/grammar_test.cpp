@@ -8,6 +8,7 @@
 #include "lib/text/grammar/pattern.h"
 #include "lib/text/utf8.h"
 #include "tests/support/catch.h"
+#include "tests/unit/text/every_text.h"
 
 namespace mpinfer::text::grammar::test {
 namespace {
@@ -27,14 +28,6 @@ RowError error_of(Kind kind, const std::string& text) {
   REQUIRE(!made);
   CHECK(made.error().param == "f");
   return made.error();
-}
-
-template <class Visit>
-void for_every_text(const std::string& alphabet, size_t longest, const Visit& visit,
-                    const std::string& text = "") {
-  visit(text);
-  if (text.size() == longest) return;
-  for (const char c : alphabet) for_every_text(alphabet, longest, visit, text + c);
 }
 
 TEST_CASE("patterns: every short text matches as std::regex says") {

@@ -7,6 +7,7 @@
 #include "lib/text/grammar/automaton.h"
 #include "lib/text/grammar/number_range.h"
 #include "tests/support/catch.h"
+#include "tests/unit/text/every_text.h"
 
 namespace mpinfer::text::grammar::test {
 namespace {
@@ -32,14 +33,6 @@ std::vector<NumberRange> ranges() {
     }
   }
   return out;
-}
-
-template <class Visit>
-void for_every_text(const std::string& alphabet, size_t longest, const Visit& visit,
-                    const std::string& text = "") {
-  visit(text);
-  if (text.size() == longest) return;
-  for (const char c : alphabet) for_every_text(alphabet, longest, visit, text + c);
 }
 
 }  // namespace
