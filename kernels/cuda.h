@@ -262,6 +262,7 @@ struct ExpertTile {  // of rows in the sorted choices
 // and after.
 struct ExpertOrder {
   int32_t* choices = nullptr;  // [local choices]
+  int32_t* places = nullptr;   // [choices], where each local one stands in that list
   int32_t* offsets = nullptr;  // [num_experts + 1] into choices
   int32_t* cursors = nullptr;  // [num_experts], of many choices alone
   ExpertTile* tiles = nullptr;
@@ -275,8 +276,8 @@ void sort_choices(cudaStream_t stream, const ExpertOrder& order, const int32_t* 
 enum class ExpertGate : uint8_t { kNone, kSilu, kGelu, kGeluTanh, kClampedSwiglu };
 
 // One grouped product over the sorted choices. With a gate: a is x, row choice / top_k; out
-// [places, out_features / 2]. Without: a is what the first product left; out [choice,
-// out_features].
+// [places, out_features / 2]. Without, over the same order right after that one: a is what it left;
+// out [places, out_features].
 struct ExpertProduct {
   View out;
   View a;
@@ -299,10 +300,11 @@ bool expert_product_is_fast(const ExpertProduct& args);
 inline constexpr int32_t kExpertRows = 64;         // tile rows of expert_product
 inline constexpr int32_t kExpertRowsHopper = 128;  // and of expert_product_hopper
 void expert_product(cudaStream_t stream, const ExpertProduct& args, int num_processors);
-void expert_product_hopper(cudaStream_t stream, const ExpertProduct& args, int num_processors);
+// False: the driver makes no tensor maps.
+bool expert_product_hopper(cudaStream_t stream, const ExpertProduct& args, int num_processors);
 void expert_product_any(cudaStream_t stream, const ExpertProduct& args);
-// out[r] = sum over the local choices of row r, in their order, of weights * parts[choice].
-void combine_experts(cudaStream_t stream, const View& out, const View& parts,
+// out[r] = sum over the local choices of row r, in their order, of weights * parts[places[choice]].
+void combine_experts(cudaStream_t stream, const View& out, const View& parts, const int32_t* places,
                      const int32_t* experts, const float* weights, int64_t rows, int64_t cols,
                      int32_t top_k, int32_t first_expert, int32_t num_experts);
 

@@ -1,14 +1,15 @@
 // Grouped products of the experts on sm_90a. Blocks stay and walk tiles of 128 sorted rows by 256
-// outputs; a producer warpgroup gathers rows by cp.async and fetches each weight tile, one run of
-// memory, by one bulk copy, through a ring of four stages (a stage is full when its copies have
-// landed: no thread waits for them); two consumer warpgroups of 64 rows multiply by wgmma and
-// finish a tile (gate, bias, scatter to choices) while the producer is already on the next. Where
-// experts have many rows two blocks are a cluster: row tiles of one expert go through its weights
+// outputs; a producer warpgroup fetches each weight tile, one run of memory, by one bulk copy, and
+// rows, the first product's gathered by cp.async, the second's by boxes, through a ring of four
+// stages (a stage is full when its copies have landed: no thread waits for them); two consumer
+// warpgroups of 64 rows multiply by wgmma and finish a tile (gate, bias) in shared memory, from
+// where 64 rows go out by themselves while the next tile is multiplied. Where experts have many
+// rows two blocks are a cluster: row tiles of one expert go through its weights
 // together, each block fetching half of a weight tile for both, so that a third less comes from the
 // L2 cache; a stage is empty when both have read it. A row's bits are the same in both forms. The
 // same arguments and results as expert_product, which other devices use.
 #include "kernels/cuda/device/experts.cuh"
-#include "kernels/cuda/device/handover.cuh"
+#include "kernels/cuda/device/tensor_map.cuh"
 #include "kernels/cuda/device/warpgroup.cuh"
 
 namespace mpinfer::kernels::cuda {
@@ -21,8 +22,19 @@ constexpr int kStages = 4;
 constexpr uint32_t kABytes = kRows * 128;
 constexpr uint32_t kBBytes = static_cast<uint32_t>(kExpertTileRows) * 128;
 constexpr uint32_t kStageBytes = kABytes + kBBytes;
-constexpr int kSharedBytes = kStages * static_cast<int>(kStageBytes) + 1024 + 256;
+constexpr int kBoxRows = 32;  // of the second product's rows
+// Finished rows of a consumer on their way out: two panels of 64 rows and 64 columns.
+constexpr uint32_t kOutPanel = 64 * 128;
+constexpr int kOutColumns = 128;
+constexpr uint32_t kOutBytes = 2 * kOutPanel;
+constexpr int kSharedBytes =
+    kStages * static_cast<int>(kStageBytes + 16) + kConsumers * static_cast<int>(kOutBytes);
 static_assert(kRows == kExpertRowsHopper);
+
+struct Maps {
+  CUtensorMap rows;  // of the second product
+  CUtensorMap out;
+};
 
 struct Tile {
   int expert;
@@ -101,17 +113,28 @@ struct Shared {
     return stages + static_cast<uint32_t>(stage) * kStageBytes;
   }
   __device__ uint32_t b(int stage) const { return a(stage) + kABytes; }
+  __device__ uint32_t out(int consumer) const {
+    return stages + kStages * kStageBytes + static_cast<uint32_t>(consumer) * kOutBytes;
+  }
   __device__ uint32_t full(int stage) const {
-    return stages + kStages * kStageBytes + static_cast<uint32_t>(stage) * 8;
+    return out(kConsumers) + static_cast<uint32_t>(stage) * 8;
   }
   __device__ uint32_t empty(int stage) const { return full(stage) + kStages * 8; }
 };
 
+// Boxes of rows of a tile; gathered rows have none.
+template <bool kGather>
+__device__ inline int boxes_of(const Tile& tile) {
+  return kGather ? 0 : (tile.rows + kBoxRows - 1) / kBoxRows;
+}
+
 // The weight tile of this step: whole, or this block's half to both blocks.
-__device__ inline void fetch_weights(const Shared& shared, int stage, const char* weight,
-                                     const Tile& tile, int rank) {
+template <bool kGather>
+__device__ void fetch_weights(const Shared& shared, int stage, const char* weight, const Tile& tile,
+                              int rank) {
   if (tile.rows == 0) return barrier_arrive(shared.full(stage));
-  barrier_expect(shared.full(stage), kBBytes);
+  barrier_expect(shared.full(stage),
+                 kBBytes + static_cast<uint32_t>(boxes_of<kGather>(tile)) * kBoxRows * 128);
   if (tile.shared) {
     const uint32_t half = static_cast<uint32_t>(rank) * (kBBytes / 2);
     copy_bulk_to_blocks(shared.b(stage) + half, weight + half, kBBytes / 2, shared.full(stage), 3);
@@ -120,13 +143,34 @@ __device__ inline void fetch_weights(const Shared& shared, int stage, const char
   }
 }
 
-template <class T, bool kGather, bool kTwo>
-__device__ void produce(const ExpertProduct& a, const Shared& shared) {
+__device__ inline const char* weight_of(const ExpertProduct& a, int expert, int column) {
+  const int64_t panels = (a.in_features + 63) / 64;
+  return static_cast<const char*>(a.weights) + expert * a.stride_bytes + column * panels * kBBytes;
+}
+
+// While the choices are being sorted: the weights that this block needs first, if every expert has
+// a tile. One thread.
+__device__ inline void prefetch_weights(const ExpertProduct& a) {
+  if (a.max_choices < 4 * a.num_experts) return;
+  const auto column_tiles =
+      static_cast<int>((a.out_features + kExpertTileRows - 1) / kExpertTileRows);
+  const auto expert = static_cast<int>(blockIdx.x) / column_tiles;
+  if (expert >= a.num_experts) return;
+  const int64_t panels = (a.in_features + 63) / 64;
+  prefetch_bulk(weight_of(a, expert, static_cast<int>(blockIdx.x) % column_tiles),
+                static_cast<uint32_t>(min(panels, int64_t{kStages})) * kBBytes);
+}
+
+// Rows of the first product, one choice each: 128 threads.
+template <class T, bool kTwo>
+__device__ void produce_gathered(const ExpertProduct& a, const Shared& shared) {
   constexpr int kPasses = kRows * 8 / 128;
   const int thread = static_cast<int>(threadIdx.x) % 128;
   const int chunk = thread % 8;
   const int first_row = thread / 8;
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
+  if (!kTwo && thread == 0) prefetch_weights(a);
+  wait_for_previous();
   Walk<kTwo> walk(a);
   if (!walk.more()) return;
   Ring ring;
@@ -135,8 +179,7 @@ __device__ void produce(const ExpertProduct& a, const Shared& shared) {
   const auto find_rows = [&] {
 #pragma unroll
     for (int i = 0; i < kPasses; ++i) {
-      const int place = next.place + max(0, min(first_row + i * 16, next.rows - 1));
-      next_rows[i] = kGather ? a.order.choices[place] : place;
+      next_rows[i] = a.order.choices[next.place + max(0, min(first_row + i * 16, next.rows - 1))];
     }
   };
   find_rows();
@@ -145,16 +188,15 @@ __device__ void produce(const ExpertProduct& a, const Shared& shared) {
     const T* rows[kPasses];
 #pragma unroll
     for (int i = 0; i < kPasses; ++i) {
-      const int64_t from = kGather ? next_rows[i] / a.top_k : next_rows[i];
+      const int64_t from = next_rows[i] / a.top_k;
       rows[i] = static_cast<const T*>(a.a.data) + from * a.a.stride + chunk * 8;
     }
     more = walk.more();
-    const char* weight = static_cast<const char*>(a.weights) + tile.expert * a.stride_bytes +
-                         int64_t{tile.column} * panels * kBBytes;
+    const char* weight = weight_of(a, tile.expert, tile.column);
     for (int k = 0; k < panels; ++k) {
       barrier_wait(shared.empty(ring.stage), ring.phase ^ 1);
       if (thread == 0) {
-        fetch_weights(shared, ring.stage, weight + int64_t{k} * kBBytes, tile, walk.rank);
+        fetch_weights<true>(shared, ring.stage, weight + int64_t{k} * kBBytes, tile, walk.rank);
       }
       const bool valid = k * 64 + chunk * 8 < a.in_features;
       const uint32_t to = shared.a(ring.stage) + static_cast<uint32_t>(first_row * 128) +
@@ -176,55 +218,109 @@ __device__ void produce(const ExpertProduct& a, const Shared& shared) {
   }
 }
 
-// Row h (0, 1) of this thread in out; null where the row does not exist. The gate is known when
-// this is compiled: a choice a value keeps the values from being computed side by side.
-template <class T, ExpertGate kGate>
-__device__ void finish(const ExpertProduct& a, const Tile& tile, const float (&d)[32][4], int h,
-                       T* row, int lane) {
+// Rows of the second product, which stand together: one thread. The order of the choices is older
+// than the first product, so the first weights are on their way before that one is done.
+template <bool kTwo>
+__device__ void produce(const ExpertProduct& a, const CUtensorMap& map, const Shared& shared) {
+  const auto panels = static_cast<int>((a.in_features + 63) / 64);
+  Walk<kTwo> walk(a);
+  Ring ring;
+  int early = 0;
+  bool first = true;
+  while (walk.more()) {
+    const Tile tile = walk.take();
+    const char* weight = weight_of(a, tile.expert, tile.column);
+    if (first) {
+      early = min(kStages, panels);
+      for (int k = 0; k < early; ++k) {
+        fetch_weights<false>(shared, k, weight + int64_t{k} * kBBytes, tile, walk.rank);
+      }
+      wait_for_previous();
+      first = false;
+    }
+    for (int k = 0; k < panels; ++k) {
+      barrier_wait(shared.empty(ring.stage), ring.phase ^ 1);
+      if (--early < 0) {
+        fetch_weights<false>(shared, ring.stage, weight + int64_t{k} * kBBytes, tile, walk.rank);
+      }
+      for (int box = 0; box < boxes_of<false>(tile); ++box) {
+        copy_box(shared.a(ring.stage) + static_cast<uint32_t>(box * kBoxRows * 128), map, k * 64,
+                 tile.place + box * kBoxRows, shared.full(ring.stage));
+      }
+      ring.advance();
+    }
+  }
+}
+
+// Columns [kFirst, kFirst + 128) of what a warp's 16 rows give into panels at `to`. The gate is
+// known when this is compiled: a choice a value keeps the values from being computed side by side.
+template <class T, ExpertGate kGate, int kFirst>
+__device__ void finish(const ExpertProduct& a, const Tile& tile, const float (&d)[32][4],
+                       uint32_t to, int warp, int lane) {
   const int quad = lane % 4;
   const float* bias = a.bias == nullptr
                           ? nullptr
                           : a.bias + int64_t{tile.expert} * a.out_features + tile.column * 256;
   const int columns =
       static_cast<int>(min(a.out_features - int64_t{tile.column} * 256, int64_t{256}));
-  const auto biased = [&](int n, int i) {
-    const int column = n * 8 + quad * 2 + i;
-    const float x = d[n][2 * h + i];
-    return bias == nullptr || column >= columns ? x : x + bias[column];
+  const auto biased = [&](int n, int e) {
+    const int column = n * 8 + quad * 2 + e % 2;
+    return bias == nullptr || column >= columns ? d[n][e] : d[n][e] + bias[column];
   };
-  if constexpr (kGate != ExpertGate::kNone) {
-    // Four groups of eight columns at a time: four gated values each, eight bytes a lane.
+  const auto place = [&](int h, int row, int chunk) {  // of 16 bytes
+    return to + static_cast<uint32_t>(chunk / 8) * kOutPanel +
+           static_cast<uint32_t>((warp * 16 + h * 8 + row) * 128 + ((chunk % 8) ^ row) * 16);
+  };
 #pragma unroll
-    for (int n = 0; n < 32; n += 4) {
-      float values[4];
+  for (int h = 0; h < 2; ++h) {
+    if constexpr (kGate != ExpertGate::kNone) {
 #pragma unroll
-      for (int g = 0; g < 4; ++g) {
-        values[g] = gate_value(kGate, biased(n + g, 0), biased(n + g, 1), a.alpha, a.limit);
+      for (int n = 0; n < 32; ++n) {
+        const float value =
+            gate_value(kGate, biased(n, 2 * h), biased(n, 2 * h + 1), a.alpha, a.limit);
+        store_shared(place(h, lane / 4, n / 2) + static_cast<uint32_t>(n % 2 * 8 + quad * 2),
+                     from_float<T>(value));
       }
-      uint32_t words[4];
+    } else {
 #pragma unroll
-      for (int g = 0; g < 4; ++g) words[g] = pack<T>(values[g], 0.0F);
-      transpose_words(words, lane);
-      const int column = (n + quad) * 4;
-      if (row != nullptr && column < columns / 2) {
-        const uint2 packed = make_uint2((words[0] & 0xffffU) | words[1] << 16,
-                                        (words[2] & 0xffffU) | words[3] << 16);
-        *reinterpret_cast<uint2*>(row + tile.column * 128 + column) = packed;
-      }
-    }
-  } else {
+      for (int n = 0; n < kOutColumns / 8; n += 4) {
+        uint32_t words[4];
 #pragma unroll
-    for (int n = 0; n < 32; n += 4) {
-      uint32_t words[4];
-#pragma unroll
-      for (int g = 0; g < 4; ++g) words[g] = pack<T>(biased(n + g, 0), biased(n + g, 1));
-      transpose_words(words, lane);
-      const int column = (n + quad) * 8;
-      if (row != nullptr && column < columns) {
-        *reinterpret_cast<uint4*>(row + tile.column * 256 + column) =
-            make_uint4(words[0], words[1], words[2], words[3]);
+        for (int g = 0; g < 4; ++g) {
+          const int from = kFirst / 8 + n + g;
+          words[g] = pack<T>(biased(from, 2 * h), biased(from, 2 * h + 1));
+        }
+        store_matrices(place(h, lane % 8, n + lane / 8), words);
       }
     }
+  }
+}
+
+// Finished rows of a consumer, `columns` of 128 that exist: 64 rows as boxes, fewer by this
+// warpgroup itself.
+template <class T>
+__device__ void send(const ExpertProduct& a, const CUtensorMap& map, uint32_t from, int64_t place,
+                     int rows, int64_t column, int columns) {
+  const int thread = static_cast<int>(threadIdx.x) % 128;
+  if (rows == 64) {
+    if (thread == 0) {
+      store_box(map, static_cast<int>(column), static_cast<int>(place), from);
+      if (columns > 64) {
+        store_box(map, static_cast<int>(column) + 64, static_cast<int>(place), from + kOutPanel);
+      }
+      commit_stores();
+    }
+    return;
+  }
+  for (int i = thread; i < rows * 16; i += 128) {
+    const int row = i / 16;
+    const int chunk = i % 16;
+    if (chunk * 8 >= columns) continue;
+    const uint4 piece =
+        load_shared(from + static_cast<uint32_t>(chunk / 8) * kOutPanel +
+                    static_cast<uint32_t>(row * 128 + ((chunk % 8) ^ (row & 7)) * 16));
+    *reinterpret_cast<uint4*>(static_cast<T*>(a.out.data) + (place + row) * a.out.stride + column +
+                              chunk * 8) = piece;
   }
 }
 
@@ -239,8 +335,9 @@ __device__ inline void release(uint32_t barrier, int lane) {
 }
 
 template <class T, ExpertGate kGate, bool kTwo>
-__device__ void consume(const ExpertProduct& a, const Shared& shared) {
+__device__ void consume(const ExpertProduct& a, const CUtensorMap& map, const Shared& shared) {
   constexpr bool kGated = kGate != ExpertGate::kNone;
+  constexpr int kColumns = kGated ? 128 : 256;  // of a tile in out
   const int group = static_cast<int>(threadIdx.x) / 128 - 1;
   const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
   const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -276,90 +373,117 @@ __device__ void consume(const ExpertProduct& a, const Shared& shared) {
       before = ring.stage;
       ring.advance();
     }
-    const int row = group * 64 + warp * 16 + lane / 4;
-    int32_t to[2];  // places of rows row, row + 8 in out, read beside the last product
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      const int place = tile.place + min(row + h * 8, tile.rows - 1);
-      to[h] = kGated ? place : a.order.choices[place];
-    }
     warpgroup_wait<0>();
     release<kTwo>(shared.empty(before), lane);
-    if (group * 64 + warp * 16 >= tile.rows) continue;
-#pragma unroll
-    for (int h = 0; h < 2; ++h) {
-      T* out = row + h * 8 < tile.rows ? static_cast<T*>(a.out.data) + int64_t{to[h]} * a.out.stride
-                                       : nullptr;
-      finish<T, kGate>(a, tile, d, h, out, lane);
-    }
+    const int rows = min(64, tile.rows - group * 64);
+    const int64_t column = int64_t{tile.column} * kColumns;
+    const auto left =
+        static_cast<int>(min(a.out_features / (kGated ? 2 : 1) - column, int64_t{kColumns}));
+    const auto write = [&](auto first) {
+      constexpr int kFirst = first;
+      if (left <= kFirst) return;
+      if (threadIdx.x % 128 == 0) wait_stores_read();
+      named_wait(1 + group, 128);
+      if (warp * 16 < rows) finish<T, kGate, kFirst>(a, tile, d, shared.out(group), warp, lane);
+      fence_shared_writes();
+      named_wait(1 + group, 128);
+      send<T>(a, map, shared.out(group), tile.place + group * 64, rows, column + kFirst,
+              min(left - kFirst, kOutColumns));
+    };
+    write(std::integral_constant<int, 0>{});
+    if constexpr (!kGated) write(std::integral_constant<int, kOutColumns>{});
   }
+  if (threadIdx.x % 128 == 0) wait_stores();
 }
 
 template <class T, ExpertGate kGate, bool kTwo>
-__global__ void __launch_bounds__(kThreads, 1) expert_kernel(ExpertProduct a) {
-  extern __shared__ char memory[];
-  const Shared shared{(shared_address(memory) + 1023U) & ~1023U};
+__global__ void __launch_bounds__(kThreads, 1)
+    expert_kernel(const __grid_constant__ ExpertProduct a, const __grid_constant__ Maps maps) {
+  constexpr bool kGather = kGate != ExpertGate::kNone;
+  extern __shared__ __align__(1024) char memory[];
+  const Shared shared{shared_address(memory)};
   if (threadIdx.x == 0) {
     for (int s = 0; s < kStages; ++s) {
-      barrier_init(shared.full(s), 128 + 1);
+      barrier_init(shared.full(s), kGather ? 128 + 1 : 1);
       barrier_init(shared.empty(s), (kTwo ? 2 : 1) * 4 * kConsumers);  // a lane of each warp
     }
     fence_barrier_init();
   }
   kTwo ? cluster_sync() : __syncthreads();
-  wait_for_previous();
   if (threadIdx.x < 128) {
     give_registers<56>();
-    produce<T, kGate != ExpertGate::kNone, kTwo>(a, shared);
+    if constexpr (kGather) {
+      produce_gathered<T, kTwo>(a, shared);
+    } else if (threadIdx.x == 0) {
+      produce<kTwo>(a, maps.rows, shared);
+    }
   } else {
     take_registers<224>();
-    consume<T, kGate, kTwo>(a, shared);
+    wait_for_previous();
+    let_next_start();  // no block of it fits beside one of these: it takes the place of those done
+    consume<T, kGate, kTwo>(a, maps.out, shared);
   }
   if constexpr (kTwo) cluster_sync();  // until the other block writes here no more
-  let_next_start();
 }
 
 template <class T, ExpertGate kGate, bool kTwo>
-void launch_form(cudaStream_t stream, const ExpertProduct& args, int num_processors) {
+void launch_form(cudaStream_t stream, const ExpertProduct& args, const Maps& maps,
+                 int num_processors) {
   constexpr auto kKernel = expert_kernel<T, kGate, kTwo>;
   constexpr int kCluster = kTwo ? 2 : 1;
   static const cudaError_t raised =
       cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kSharedBytes);
   static_cast<void>(raised);
   launch_clusters(kCluster, kKernel, static_cast<unsigned>(num_processors / kCluster * kCluster),
-                  kThreads, kSharedBytes, stream, args);
+                  kThreads, kSharedBytes, stream, args, maps);
 }
 
 template <class T, ExpertGate kGate>
-void launch_hopper(cudaStream_t stream, const ExpertProduct& args, int num_processors) {
+void launch_hopper(cudaStream_t stream, const ExpertProduct& args, const Maps& maps,
+                   int num_processors) {
   // Experts of many rows, most of whose tiles have a partner.
   constexpr int64_t kManyRows = 256;
   return args.max_choices >= kManyRows * args.num_experts
-             ? launch_form<T, kGate, true>(stream, args, num_processors)
-             : launch_form<T, kGate, false>(stream, args, num_processors);
+             ? launch_form<T, kGate, true>(stream, args, maps, num_processors)
+             : launch_form<T, kGate, false>(stream, args, maps, num_processors);
 }
 
 template <class T>
-void choose_gate(cudaStream_t stream, const ExpertProduct& args, int num_processors) {
+void choose_gate(cudaStream_t stream, const ExpertProduct& args, const Maps& maps,
+                 int num_processors) {
   switch (args.gate) {
     case ExpertGate::kNone:
-      return launch_hopper<T, ExpertGate::kNone>(stream, args, num_processors);
+      return launch_hopper<T, ExpertGate::kNone>(stream, args, maps, num_processors);
     case ExpertGate::kSilu:
-      return launch_hopper<T, ExpertGate::kSilu>(stream, args, num_processors);
+      return launch_hopper<T, ExpertGate::kSilu>(stream, args, maps, num_processors);
     case ExpertGate::kGelu:
-      return launch_hopper<T, ExpertGate::kGelu>(stream, args, num_processors);
+      return launch_hopper<T, ExpertGate::kGelu>(stream, args, maps, num_processors);
     case ExpertGate::kGeluTanh:
-      return launch_hopper<T, ExpertGate::kGeluTanh>(stream, args, num_processors);
+      return launch_hopper<T, ExpertGate::kGeluTanh>(stream, args, maps, num_processors);
     case ExpertGate::kClampedSwiglu:
-      return launch_hopper<T, ExpertGate::kClampedSwiglu>(stream, args, num_processors);
+      return launch_hopper<T, ExpertGate::kClampedSwiglu>(stream, args, maps, num_processors);
   }
+}
+
+bool map_of(CUtensorMap& map, const View& view, int64_t columns, int64_t rows, int box_rows) {
+  return make_map<2>(
+      map, view.data, {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)},
+      {static_cast<cuuint64_t>(view.stride * 2)}, {64, static_cast<cuuint32_t>(box_rows)});
 }
 
 }  // namespace
 
-void expert_product_hopper(cudaStream_t stream, const ExpertProduct& args, int num_processors) {
-  if (args.a.dtype == ElementType::kBF16) return choose_gate<bf16>(stream, args, num_processors);
-  choose_gate<__half>(stream, args, num_processors);
+bool expert_product_hopper(cudaStream_t stream, const ExpertProduct& args, int num_processors) {
+  const bool gated = args.gate != ExpertGate::kNone;
+  Maps maps{};
+  if (!map_of(maps.out, args.out, gated ? args.out_features / 2 : args.out_features,
+              args.max_choices, 64) ||
+      (!gated && !map_of(maps.rows, args.a, args.in_features, args.max_choices, kBoxRows))) {
+    return false;
+  }
+  args.a.dtype == ElementType::kBF16 ? choose_gate<bf16>(stream, args, maps, num_processors)
+                                     : choose_gate<__half>(stream, args, maps, num_processors);
+  return true;
 }
 
 }  // namespace mpinfer::kernels::cuda

@@ -99,8 +99,7 @@ __device__ void multiply_tile(const ExpertProduct& a, const ExpertTile& tile, in
     for (int h = 0; h < 2; ++h) {
       const int r = warp_row + m * 16 + lane / 4 + h * 8;
       if (r >= rows) continue;
-      const int64_t to = kGather ? begin + r : a.order.choices[begin + r];
-      T* row = static_cast<T*>(a.out.data) + to * a.out.stride;
+      T* row = static_cast<T*>(a.out.data) + (begin + r) * a.out.stride;
 #pragma unroll
       for (int n = 0; n < 8; ++n) {
         const int64_t c = int64_t{column} * kColumns + warp_column + n * 8 + lane % 4 * 2;

@@ -178,7 +178,10 @@ __global__ void __launch_bounds__(kThreads)
 #pragma unroll
   for (int i = 0; i < kEach; ++i) {
     const int64_t c = int64_t{blockIdx.x} * kChoices + i * kThreads + threadIdx.x;
-    if (mine[i] >= 0) order.choices[bases[mine[i]] + within[i]] = static_cast<int32_t>(c);
+    if (mine[i] < 0) continue;
+    const int place = bases[mine[i]] + within[i];
+    order.choices[place] = static_cast<int32_t>(c);
+    order.places[c] = place;
   }
 }
 
@@ -208,7 +211,11 @@ __global__ void __launch_bounds__(kThreadsAlone)
   lay_out<kThreadsAlone>(layout, num_experts, tile_rows, [&](int e) { return counts[e]; });
 #pragma unroll
   for (int i = 0; i < kEachAlone; ++i) {
-    if (mine[i] >= 0) order.choices[layout.place[mine[i]] + within[i]] = i * kThreadsAlone + thread;
+    if (mine[i] < 0) continue;
+    const int choice = i * kThreadsAlone + thread;
+    const int place = layout.place[mine[i]] + within[i];
+    order.choices[place] = choice;
+    order.places[choice] = place;
   }
   for (int e = thread; e <= num_experts; e += kThreadsAlone) order.offsets[e] = layout.place[e];
   if (thread == 0) *order.num_tiles = layout.num_tiles;
@@ -252,7 +259,7 @@ __global__ void any_kernel(ExpertProduct a) {
       static_cast<T*>(a.out.data)[place * a.out.stride + column] =
           from_float<T>(gate_value(a.gate, dot(2 * column), dot(2 * column + 1), a.alpha, a.limit));
     } else {
-      static_cast<T*>(a.out.data)[choice * a.out.stride + column] = from_float<T>(dot(column));
+      static_cast<T*>(a.out.data)[place * a.out.stride + column] = from_float<T>(dot(column));
     }
   }
 }
@@ -260,8 +267,9 @@ __global__ void any_kernel(ExpertProduct a) {
 // kWide elements a thread; the parts of several choices on their way at once.
 template <class T, int kWide>
 __global__ void combine_kernel(T* out, int64_t out_stride, const T* parts, int64_t parts_stride,
-                               const int32_t* experts, const float* weights, int64_t cols,
-                               int32_t top_k, int32_t first_expert, int32_t num_experts) {
+                               const int32_t* places, const int32_t* experts, const float* weights,
+                               int64_t cols, int32_t top_k, int32_t first_expert,
+                               int32_t num_experts) {
   constexpr int kAtOnce = 8;
   wait_for_previous();
   const int64_t row = blockIdx.x;
@@ -270,19 +278,20 @@ __global__ void combine_kernel(T* out, int64_t out_stride, const T* parts, int64
     for (int32_t first = 0; first < top_k; first += kAtOnce) {
       const int64_t choice = row * top_k + first;
       bool here[kAtOnce];
+      int32_t place[kAtOnce];
       float weight[kAtOnce];
       Vector<T, kWide> part[kAtOnce];
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         const int e = first + j < top_k ? experts[choice + j] - first_expert : -1;
         here[j] = e >= 0 && e < num_experts;
+        place[j] = here[j] ? places[choice + j] : 0;
         weight[j] = here[j] ? weights[choice + j] : 0.0F;
       }
 #pragma unroll
       for (int j = 0; j < kAtOnce; ++j) {
         if (here[j]) {
-          part[j] =
-              *reinterpret_cast<const Vector<T, kWide>*>(parts + (choice + j) * parts_stride + c);
+          part[j] = *reinterpret_cast<const Vector<T, kWide>*>(parts + place[j] * parts_stride + c);
         }
       }
 #pragma unroll
@@ -342,7 +351,7 @@ void expert_product_any(cudaStream_t stream, const ExpertProduct& args) {
   });
 }
 
-void combine_experts(cudaStream_t stream, const View& out, const View& parts,
+void combine_experts(cudaStream_t stream, const View& out, const View& parts, const int32_t* places,
                      const int32_t* experts, const float* weights, int64_t rows, int64_t cols,
                      int32_t top_k, int32_t first_expert, int32_t num_experts) {
   with_type(out.dtype, [&](auto type) {
@@ -351,7 +360,7 @@ void combine_experts(cudaStream_t stream, const View& out, const View& parts,
     const bool wide = cols % kWide == 0 && aligned_for(out, kWide) && aligned_for(parts, kWide);
     launch(wide ? combine_kernel<T, kWide> : combine_kernel<T, 1>, static_cast<unsigned>(rows), 256,
            0, stream, static_cast<T*>(out.data), out.stride, static_cast<const T*>(parts.data),
-           parts.stride, experts, weights, cols, top_k, first_expert, num_experts);
+           parts.stride, places, experts, weights, cols, top_k, first_expert, num_experts);
   });
 }
 

@@ -37,15 +37,6 @@ struct MaxEnd {
   int32_t first_id;
 };
 
-__device__ inline void copy_box(uint32_t to, const CUtensorMap& map, int element, int row,
-                                uint32_t barrier) {
-  asm volatile(
-      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
-      "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
-      "l"(&map), "r"(element), "r"(row), "r"(barrier)
-      : "memory");
-}
-
 // Stage and phase of a ring that is walked without end.
 struct Ring {
   int stages;

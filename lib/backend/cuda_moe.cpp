@@ -142,10 +142,11 @@ void CudaBackend::moe_experts(Stream stream, const MoeExperts& args) {
   Scratch scratch(args.scratch, args.scratch_bytes);
   const Matrix activated{scratch.take<char>(most * inner * size_of(dtype)), dtype, most, inner,
                          inner};
-  const Matrix parts{scratch.take<char>(choices * hidden * size_of(dtype)), dtype, choices, hidden,
+  const Matrix parts{scratch.take<char>(most * hidden * size_of(dtype)), dtype, most, hidden,
                      hidden};
   cuda::ExpertOrder order;
   order.choices = scratch.take<int32_t>(most);
+  order.places = scratch.take<int32_t>(choices);
   order.offsets = scratch.take<int32_t>(2 * (args.num_experts + 2));
   order.cursors = order.offsets + args.num_experts + 1;
   order.num_tiles = order.cursors + args.num_experts;
@@ -182,16 +183,14 @@ void CudaBackend::moe_experts(Stream stream, const MoeExperts& args) {
   cuda::sort_choices(on, order, args.experts, choices, args.first_expert, args.num_experts,
                      fast && hopper_ ? cuda::kExpertRowsHopper : cuda::kExpertRows);
   for (const cuda::ExpertProduct& product : {first, second}) {
-    if (!fast) {
-      cuda::expert_product_any(on, product);
-    } else if (hopper_) {
-      cuda::expert_product_hopper(on, product, num_processors_);
-    } else {
+    if (fast && !hopper_) {
       cuda::expert_product(on, product, num_processors_);
+    } else if (!fast || !cuda::expert_product_hopper(on, product, num_processors_)) {
+      cuda::expert_product_any(on, product);
     }
   }
-  cuda::combine_experts(on, view(args.out), view(parts), args.experts, args.weights, args.x.rows,
-                        hidden, args.top_k, args.first_expert, args.num_experts);
+  cuda::combine_experts(on, view(args.out), view(parts), order.places, args.experts, args.weights,
+                        args.x.rows, hidden, args.top_k, args.first_expert, args.num_experts);
   check_launch();
 }
 

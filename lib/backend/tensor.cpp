@@ -48,8 +48,9 @@ int64_t moe_scratch_bytes(int64_t rows, int64_t top_k, int64_t num_experts, int6
   };
   const int64_t tiles = chosen / kTileRows + num_experts;
   return align(chosen * intermediate * size_of(activation)) +  // activated, sorted by expert
-         align(rows * top_k * hidden * size_of(activation)) +  // what each choice adds
-         align(chosen * 4) + align((num_experts + 2) * 8) + align((tiles + 1) * 12);
+         align(chosen * hidden * size_of(activation)) +        // what each choice adds, likewise
+         align(chosen * 4) + align(rows * top_k * 4) + align((num_experts + 2) * 8) +
+         align((tiles + 1) * 12);
 }
 
 Buffer::~Buffer() {

@@ -31,4 +31,23 @@ bool make_map(CUtensorMap& map, const void* base, const cuuint64_t (&sizes)[kDim
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
+// The box at (element, row) of a tensor of rows, counted by the barrier.
+__device__ inline void copy_box(uint32_t to, const CUtensorMap& map, int element, int row,
+                                uint32_t barrier) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes "
+      "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+      "l"(&map), "r"(element), "r"(row), "r"(barrier)
+      : "memory");
+}
+// The other way; what lies outside the tensor is left out. What was written to shared memory is
+// fenced before (fence_shared_writes, then a barrier).
+__device__ inline void store_box(const CUtensorMap& map, int element, int row, uint32_t from) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.global.shared::cta.tile.bulk_group [%0, {%1, %2}], [%3];" ::"l"(
+          &map),
+      "r"(element), "r"(row), "r"(from)
+      : "memory");
+}
+
 }  // namespace mpinfer::kernels::cuda
