@@ -253,15 +253,17 @@ struct NormalArgs {
 };
 void draw_rows(cudaStream_t stream, const NormalArgs& args);
 
+inline constexpr int32_t kExpertPlaces = 16;
 struct ExpertTile {  // of rows in the sorted choices
   int32_t expert, place, rows;
 };
-// Choices (row * top_k + place) of local experts sorted by expert, and the row tiles of that list,
-// two and two: those of one expert, then the last ones of experts with an odd number of tiles; the
-// one that is left over is the last. Made on the device; counters: [num_experts + 1], zero before
-// and after.
+// Choices (row * top_k + place) of local experts sorted by expert, each expert's from a place that
+// is a multiple of kExpertPlaces (-1 behind its last), and the row tiles of that list, as long as
+// each other in an expert, two and two: those of one expert, then the last ones of experts with an
+// odd number of tiles; the one that is left over is the last. Made on the device; counters:
+// [num_experts + 1], zero before and after.
 struct ExpertOrder {
-  int32_t* choices = nullptr;  // [local choices]
+  int32_t* choices = nullptr;  // [places]
   int32_t* places = nullptr;   // [choices], where each local one stands in that list
   int32_t* offsets = nullptr;  // [num_experts + 1] into choices
   int32_t* cursors = nullptr;  // [num_experts], of many choices alone
@@ -285,6 +287,7 @@ struct ExpertProduct {
   int32_t num_experts = 0;
   int32_t top_k = 1;
   int64_t max_choices = 0;  // bound of the local choices
+  int64_t max_places = 0;   // and of their places
   const void* weights = nullptr;
   int64_t stride_bytes = 0;  // from one expert to the next
   int64_t out_features = 0;

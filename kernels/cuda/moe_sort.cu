@@ -13,7 +13,11 @@ constexpr int kMostExperts = 1024;
 constexpr int kThreadsAlone = 512;  // of the block that sorts few choices by itself
 constexpr int kEachAlone = 8;
 
-// Experts before one: their choices, whole pairs of tiles, and odd tiles.
+__device__ inline int aligned(int rows) {
+  return (rows + kExpertPlaces - 1) / kExpertPlaces * kExpertPlaces;
+}
+
+// Experts before one: their places, whole pairs of tiles, and odd tiles.
 struct Before {
   int64_t packed = 0;
   static constexpr int kOddBits = 11;
@@ -22,10 +26,9 @@ struct Before {
   __device__ int pairs() const {
     return static_cast<int>(packed >> kOddBits & ((1 << kPairBits) - 1));
   }
-  __device__ int choices() const { return static_cast<int>(packed >> (kOddBits + kPairBits)); }
-  __device__ static Before of(int choices, int tiles) {
-    return {int64_t{choices} << (kOddBits + kPairBits) | int64_t{tiles / 2} << kOddBits |
-            tiles % 2};
+  __device__ int places() const { return static_cast<int>(packed >> (kOddBits + kPairBits)); }
+  __device__ static Before of(int places, int tiles) {
+    return {int64_t{places} << (kOddBits + kPairBits) | int64_t{tiles / 2} << kOddBits | tiles % 2};
   }
 };
 
@@ -56,6 +59,7 @@ __device__ Before block_scan(Before value, Before& total) {
 
 // Where each expert's choices and tiles stand, from the number of its choices.
 struct Layout {
+  int count[kMostExperts];
   int place[kMostExperts + 1];
   int first_pair[kMostExperts];  // of its own tiles
   int odd_before[kMostExperts];  // experts with an odd number of tiles
@@ -65,17 +69,21 @@ struct Layout {
 };
 
 template <int kBlock, class Count>
-__device__ void lay_out(Layout& layout, int num_experts, int tile_rows, const Count& count_of) {
+__device__ void lay_out(Layout& layout, const ExpertOrder& order, int num_experts, int tile_rows,
+                        const Count& count_of) {
   Before all;
   for (int begin = 0; begin < num_experts; begin += kBlock) {
     const int e = begin + static_cast<int>(threadIdx.x);
     const int count = e < num_experts ? count_of(e) : 0;
     const int tiles = (count + tile_rows - 1) / tile_rows;
     Before here;
-    const Before mine{all.packed + block_scan<kBlock>(Before::of(count, tiles), here).packed};
+    const Before mine{all.packed +
+                      block_scan<kBlock>(Before::of(aligned(count), tiles), here).packed};
     all.packed += here.packed;
     if (e < num_experts) {
-      layout.place[e] = mine.choices();
+      layout.count[e] = count;
+      layout.place[e] = mine.places();
+      for (int i = count; i < aligned(count); ++i) order.choices[mine.places() + i] = -1;
       // Two odd tiles are a pair, behind the own pairs of the second one's expert.
       layout.first_pair[e] = mine.pairs() + mine.odds() / 2;
       layout.odd_before[e] = mine.odds();
@@ -83,7 +91,7 @@ __device__ void lay_out(Layout& layout, int num_experts, int tile_rows, const Co
     }
   }
   if (threadIdx.x == 0) {
-    layout.place[num_experts] = all.choices();
+    layout.place[num_experts] = all.places();
     layout.num_odds = all.odds();
     layout.num_tiles = 2 * all.pairs() + all.odds();
   }
@@ -101,17 +109,15 @@ __device__ ExpertTile tile_of(const Layout& layout, int t, int num_experts, int 
       high = middle - 1;
     }
   }
-  const auto tiles = [&](int expert) {
-    return (layout.place[expert + 1] - layout.place[expert] + tile_rows - 1) / tile_rows;
-  };
+  const auto tiles = [&](int expert) { return (layout.count[expert] + tile_rows - 1) / tile_rows; };
   int tile = t - 2 * layout.first_pair[e];
   const bool left_over = t % 2 == 0 && t + 1 == layout.num_tiles;
   if (left_over || tile / 2 >= tiles(e) / 2) {
     e = layout.odd_experts[left_over ? layout.num_odds - 1 : layout.odd_before[e] - 1 + t % 2];
     tile = tiles(e) - 1;
   }
-  const int place = layout.place[e] + tile * tile_rows;
-  return {e, place, min(tile_rows, layout.place[e + 1] - place)};
+  const int rows = aligned((layout.count[e] + tiles(e) - 1) / tiles(e));
+  return {e, layout.place[e] + tile * rows, min(rows, layout.count[e] - tile * rows)};
 }
 
 __global__ void __launch_bounds__(kThreads)
@@ -140,7 +146,7 @@ __global__ void __launch_bounds__(kThreads)
   __syncthreads();
   if (!last) return;
   __threadfence();
-  lay_out<kThreads>(layout, num_experts, tile_rows,
+  lay_out<kThreads>(layout, order, num_experts, tile_rows,
                     [&](int e) { return __ldcg(order.counters + e); });
   for (int e = static_cast<int>(threadIdx.x); e <= num_experts; e += kThreads) {
     order.offsets[e] = layout.place[e];
@@ -208,7 +214,7 @@ __global__ void __launch_bounds__(kThreadsAlone)
     if (mine[i] >= 0) within[i] = atomicAdd(counts + mine[i], 1);
   }
   __syncthreads();
-  lay_out<kThreadsAlone>(layout, num_experts, tile_rows, [&](int e) { return counts[e]; });
+  lay_out<kThreadsAlone>(layout, order, num_experts, tile_rows, [&](int e) { return counts[e]; });
 #pragma unroll
   for (int i = 0; i < kEachAlone; ++i) {
     if (mine[i] < 0) continue;
@@ -245,6 +251,7 @@ __global__ void any_kernel(ExpertProduct a) {
   for (int64_t place = blockIdx.y; place < a.order.offsets[a.num_experts]; place += gridDim.y) {
     while (a.order.offsets[e + 1] <= place) ++e;
     const int32_t choice = a.order.choices[place];
+    if (choice < 0) continue;
     const T* x = static_cast<const T*>(a.a.data) + (gated ? choice / a.top_k : place) * a.a.stride;
     const T* weight =
         reinterpret_cast<const T*>(static_cast<const char*>(a.weights) + e * a.stride_bytes);

@@ -1,6 +1,6 @@
 // One pass over the rows of q, k and v: RMS norm of each head of q and k, rotary embedding (NeoX
-// pairing), q in place, k and v into the paged cache. A warp, or a part of one, a head; a lane
-// holds pairs (d, d + rotary_dim / 2), so that it rotates alone.
+// pairing), q in place, k and v into the paged cache. A warp, or a part of one, a head, or, of many
+// rows, four heads of a row; a lane holds pairs (d, d + rotary_dim / 2), so that it rotates alone.
 #include "kernels/cuda/device/common.cuh"
 
 namespace mpinfer::kernels::cuda {
@@ -14,6 +14,7 @@ struct Place {
   T* to = nullptr;
   const float* norm = nullptr;
   bool rotate = false;
+  int64_t to_step = 0;  // to the next head
 };
 
 template <class T>
@@ -23,6 +24,7 @@ __device__ Place<T> place_of(const RopeWriteArgs& a, int64_t row, int head, int3
   if (head >= a.num_q_heads + 2 * a.num_kv_heads || (!is_q && slot < 0)) return p;
   p.from = static_cast<T*>(a.qkv.data) + row * a.qkv.stride + int64_t{head} * a.head_dim;
   p.to = p.from;
+  p.to_step = a.head_dim;
   p.norm = a.q_norm;
   p.rotate = true;
   if (!is_q) {
@@ -31,6 +33,7 @@ __device__ Place<T> place_of(const RopeWriteArgs& a, int64_t row, int head, int3
     p.norm = a.k_norm;
     p.to = static_cast<T*>(p.rotate ? a.k : a.v) + slot / a.block_size * a.block_stride +
            kv_head * a.head_stride + int64_t{slot % a.block_size} * a.head_dim;
+    p.to_step = a.head_stride;
   }
   return p;
 }
@@ -57,9 +60,10 @@ __device__ void load_floats(float (&to)[N], const float* from) {
 }
 
 // head_dim = rotary_dim = 2 * kHalf: a lane holds kWide neighbours and their partners half a head
-// away. What does not depend on the kernel before is fetched while that one still runs.
-template <class T, int kHalf>
-__device__ void rope_head(const RopeWriteArgs& a, const Place<T>& p, int32_t position) {
+// away, of kHeads heads in turn. What does not depend on the kernel before is fetched while that
+// one still runs.
+template <class T, int kHalf, int kHeads>
+__device__ void rope_heads(const RopeWriteArgs& a, const Place<T>& p, int32_t position) {
   constexpr int kWide = 16 / static_cast<int>(sizeof(T));
   constexpr int kLanes = kHalf / kWide;
   const int first = static_cast<int>(threadIdx.x) % kLanes * kWide;
@@ -76,23 +80,27 @@ __device__ void rope_head(const RopeWriteArgs& a, const Place<T>& p, int32_t pos
     }
   }
   wait_for_previous();
-  Vector<T, kWide> low{}, high{};
+  Vector<T, kWide> low[kHeads]{}, high[kHeads]{};
   if (p.from != nullptr) {
-    low = *reinterpret_cast<const Vector<T, kWide>*>(p.from + first);
-    high = *reinterpret_cast<const Vector<T, kWide>*>(p.from + kHalf + first);
-  }
-  float x[kWide], y[kWide];
-  float squares = 0.0F;
 #pragma unroll
-  for (int i = 0; i < kWide; ++i) {
-    x[i] = to_float(low.v[i]);
-    y[i] = to_float(high.v[i]);
-    squares += x[i] * x[i] + y[i] * y[i];
+    for (int h = 0; h < kHeads; ++h) {
+      const T* from = p.from + h * 2 * kHalf + first;
+      low[h] = *reinterpret_cast<const Vector<T, kWide>*>(from);
+      high[h] = *reinterpret_cast<const Vector<T, kWide>*>(from + kHalf);
+    }
   }
-  squares = lanes_sum<kLanes>(squares);
-  if (p.from == nullptr) return;
-  if (rotate) {
-    if (p.norm != nullptr) {
+#pragma unroll
+  for (int h = 0; h < kHeads; ++h) {
+    float x[kWide], y[kWide];
+    float squares = 0.0F;
+#pragma unroll
+    for (int i = 0; i < kWide; ++i) {
+      x[i] = to_float(low[h].v[i]);
+      y[i] = to_float(high[h].v[i]);
+      squares += x[i] * x[i] + y[i] * y[i];
+    }
+    squares = lanes_sum<kLanes>(squares);
+    if (rotate && p.norm != nullptr) {
       const float inverse = rsqrtf(squares / (2.0F * kHalf) + a.norm_eps);
 #pragma unroll
       for (int i = 0; i < kWide; ++i) {
@@ -100,14 +108,18 @@ __device__ void rope_head(const RopeWriteArgs& a, const Place<T>& p, int32_t pos
         y[i] *= inverse * norm[1][i];
       }
     }
+    if (rotate) {
 #pragma unroll
-    for (int i = 0; i < kWide; ++i) {
-      low.v[i] = from_float<T>(x[i] * cosine[i] - y[i] * sine[i]);
-      high.v[i] = from_float<T>(y[i] * cosine[i] + x[i] * sine[i]);
+      for (int i = 0; i < kWide; ++i) {
+        low[h].v[i] = from_float<T>(x[i] * cosine[i] - y[i] * sine[i]);
+        high[h].v[i] = from_float<T>(y[i] * cosine[i] + x[i] * sine[i]);
+      }
     }
+    if (p.from == nullptr) continue;
+    T* to = p.to + h * p.to_step + first;
+    *reinterpret_cast<Vector<T, kWide>*>(to) = low[h];
+    *reinterpret_cast<Vector<T, kWide>*>(to + kHalf) = high[h];
   }
-  *reinterpret_cast<Vector<T, kWide>*>(p.to + first) = low;
-  *reinterpret_cast<Vector<T, kWide>*>(p.to + kHalf + first) = high;
 }
 
 // Any head_dim up to 1024, partial or no rotation.
@@ -144,21 +156,22 @@ constexpr int heads_a_warp() {
   return kHalf == 0 ? 1 : 32 * 16 / static_cast<int>(sizeof(T)) / kHalf;
 }
 
-template <class T, int kHalf>
-__global__ void __launch_bounds__(32 * kWarps, 3) rope_write_kernel(RopeWriteArgs a) {
+template <class T, int kHalf, int kHeads>
+__global__ void __launch_bounds__(32 * kWarps, kHeads > 1 ? 2 : 3)
+    rope_write_kernel(RopeWriteArgs a) {
   constexpr int kLanesAHead = 32 / heads_a_warp<T, kHalf>();
   let_next_start();
-  const int heads = a.num_q_heads + 2 * a.num_kv_heads;
+  const int tasks_a_row = (a.num_q_heads + 2 * a.num_kv_heads) / kHeads;
   const int64_t task = (int64_t{blockIdx.x} * (32 * kWarps) + threadIdx.x) / kLanesAHead;
-  const int64_t row = task / heads;
+  const int64_t row = task / tasks_a_row;
   Place<T> p;
   int32_t position = 0;
   if (row < a.rows) {
     position = a.positions[row];
-    p = place_of<T>(a, row, static_cast<int>(task % heads), a.slot_mapping[row]);
+    p = place_of<T>(a, row, static_cast<int>(task % tasks_a_row) * kHeads, a.slot_mapping[row]);
   }
   if constexpr (kHalf > 0) {
-    rope_head<T, kHalf>(a, p, position);
+    rope_heads<T, kHalf, kHeads>(a, p, position);
   } else {
     wait_for_previous();
     if (p.from == nullptr) return;
@@ -166,11 +179,21 @@ __global__ void __launch_bounds__(32 * kWarps, 3) rope_write_kernel(RopeWriteArg
   }
 }
 
-template <class T, int kHalf>
+template <class T, int kHalf, int kHeads = 1>
 void launch_rope(cudaStream_t stream, const RopeWriteArgs& args) {
-  const int64_t tasks = args.rows * (args.num_q_heads + 2 * args.num_kv_heads);
-  launch(rope_write_kernel<T, kHalf>, blocks_for(tasks, kWarps * heads_a_warp<T, kHalf>()),
+  const int64_t tasks = args.rows * (args.num_q_heads + 2 * args.num_kv_heads) / kHeads;
+  launch(rope_write_kernel<T, kHalf, kHeads>, blocks_for(tasks, kWarps * heads_a_warp<T, kHalf>()),
          32 * kWarps, 0, stream, args);
+}
+
+// Many rows fill the device with a quarter of the warps, each of which has more on its way.
+template <class T, int kHalf>
+void launch_wide(cudaStream_t stream, const RopeWriteArgs& args) {
+  constexpr int kHeads = 4;
+  constexpr int64_t kManyRows = 1024;
+  const bool many =
+      args.rows >= kManyRows && args.num_q_heads % kHeads == 0 && args.num_kv_heads % kHeads == 0;
+  many ? launch_rope<T, kHalf, kHeads>(stream, args) : launch_rope<T, kHalf>(stream, args);
 }
 
 }  // namespace
@@ -184,8 +207,8 @@ void rope_write(cudaStream_t stream, const RopeWriteArgs& args) {
                       aligned_for(args.qkv, kWide) && aligned(args.k) && aligned(args.v) &&
                       aligned(args.cos_sin) && aligned(args.q_norm) && aligned(args.k_norm) &&
                       args.block_stride % kWide == 0 && args.head_stride % kWide == 0;
-    if (wide && args.head_dim == 128) return launch_rope<T, 64>(stream, args);
-    if (wide && args.head_dim == 64) return launch_rope<T, 32>(stream, args);
+    if (wide && args.head_dim == 128) return launch_wide<T, 64>(stream, args);
+    if (wide && args.head_dim == 64) return launch_wide<T, 32>(stream, args);
     launch_rope<T, 0>(stream, args);
   });
 }

@@ -212,6 +212,8 @@ struct MoeExperts {
   int64_t scratch_bytes = 0;
 };
 
+// Places of the choices in the order of experts, each expert's from a multiple of 16.
+int64_t moe_places(int64_t rows, int64_t top_k, int64_t num_experts);
 // Scratch memory that moe_experts may use, whatever the backend and the rows' choices.
 int64_t moe_scratch_bytes(int64_t rows, int64_t top_k, int64_t num_experts, int64_t hidden,
                           int64_t intermediate, DType activation);

@@ -140,12 +140,13 @@ void CudaBackend::moe_experts(Stream stream, const MoeExperts& args) {
   const int64_t most = args.x.rows * std::min(args.top_k, args.num_experts);
   const DType dtype = args.x.dtype;
   Scratch scratch(args.scratch, args.scratch_bytes);
-  const Matrix activated{scratch.take<char>(most * inner * size_of(dtype)), dtype, most, inner,
+  const int64_t places = moe_places(args.x.rows, args.top_k, args.num_experts);
+  const Matrix activated{scratch.take<char>(places * inner * size_of(dtype)), dtype, places, inner,
                          inner};
-  const Matrix parts{scratch.take<char>(most * hidden * size_of(dtype)), dtype, most, hidden,
+  const Matrix parts{scratch.take<char>(places * hidden * size_of(dtype)), dtype, places, hidden,
                      hidden};
   cuda::ExpertOrder order;
-  order.choices = scratch.take<int32_t>(most);
+  order.choices = scratch.take<int32_t>(places);
   order.places = scratch.take<int32_t>(choices);
   order.offsets = scratch.take<int32_t>(2 * (args.num_experts + 2));
   order.cursors = order.offsets + args.num_experts + 1;
@@ -159,6 +160,7 @@ void CudaBackend::moe_experts(Stream stream, const MoeExperts& args) {
                                   .num_experts = args.num_experts,
                                   .top_k = args.top_k,
                                   .max_choices = most,
+                                  .max_places = places,
                                   .weights = args.gate_up.first.data,
                                   .stride_bytes = args.gate_up.stride_bytes,
                                   .out_features = 2 * inner,
@@ -173,6 +175,7 @@ void CudaBackend::moe_experts(Stream stream, const MoeExperts& args) {
                                    .num_experts = args.num_experts,
                                    .top_k = args.top_k,
                                    .max_choices = most,
+                                   .max_places = places,
                                    .weights = args.down.first.data,
                                    .stride_bytes = args.down.stride_bytes,
                                    .out_features = hidden,

@@ -152,6 +152,7 @@ TEST_CASE("qk_norm_rope_write_kv norms, rotates and writes k and v; padding rows
   struct Rope {
     int32_t q, kv, head_dim, rotary, block_size;
     bool norm;
+    int64_t rows = 37;
   };
   for (const Maker& maker : makers()) {
     const auto backend = maker.make();
@@ -160,9 +161,10 @@ TEST_CASE("qk_norm_rope_write_kv norms, rotates and writes k and v; padding rows
     Random random(24);
     for (const Rope c :
          {Rope{9, 3, 64, 64, 16, false}, Rope{4, 2, 128, 128, 32, true}, Rope{2, 1, 24, 8, 4, true},
-          Rope{3, 3, 80, 20, 5, false}, Rope{2, 2, 64, 0, 16, true}}) {
-      CAPTURE(c.q, c.kv, c.head_dim, c.rotary);
-      const int64_t rows = 37;
+          Rope{3, 3, 80, 20, 5, false}, Rope{2, 2, 64, 0, 16, true},
+          Rope{8, 4, 64, 64, 16, true, 1025}, Rope{4, 4, 128, 128, 16, false, 1100}}) {
+      CAPTURE(c.q, c.kv, c.head_dim, c.rotary, c.rows);
+      const int64_t rows = c.rows;
       const int64_t n = c.head_dim;
       const int64_t cols = (c.q + 2 * c.kv) * n;
       const int64_t positions = 100;

@@ -42,25 +42,18 @@ __device__ inline void load_matrices_transposed(uint32_t (&r)[4], uint32_t addre
                : "r"(address)
                : "memory");
 }
-template <class T>
-__device__ inline void store_shared(uint32_t address, T value) {
-  static_assert(sizeof(T) == 2);
-  asm volatile("st.shared.b16 [%0], %1;" ::"r"(address), "h"(__builtin_bit_cast(uint16_t, value))
-               : "memory");
-}
-__device__ inline uint4 load_shared(uint32_t address) {
-  uint4 out;
-  asm volatile("ld.shared.v4.b32 {%0,%1,%2,%3}, [%4];"
-               : "=r"(out.x), "=r"(out.y), "=r"(out.z), "=r"(out.w)
-               : "r"(address)
-               : "memory");
-  return out;
-}
-// Four 8x8 matrices; lane l gives the address of row l % 8 of matrix l / 8.
-__device__ inline void store_matrices(uint32_t address, const uint32_t (&r)[4]) {
+// 8x8 matrices, turned: lane l gives where column l % 8 of matrix l / 8 goes.
+__device__ inline void store_matrices_transposed(uint32_t address, const uint32_t (&r)[4]) {
 #if __CUDA_ARCH__ >= 900
-  asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
+  asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1,%2,%3,%4};" ::"r"(address),
                "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+               : "memory");
+#endif
+}
+__device__ inline void store_matrices_transposed(uint32_t address, const uint32_t (&r)[2]) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("stmatrix.sync.aligned.m8n8.x2.trans.shared.b16 [%0], {%1,%2};" ::"r"(address),
+               "r"(r[0]), "r"(r[1])
                : "memory");
 #endif
 }

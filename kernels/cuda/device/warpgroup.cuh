@@ -47,18 +47,14 @@ __device__ inline void fence_shared_writes() {
 }
 
 // The accumulators of a product: their places in the instruction, and the values behind them.
-#define MPINFER_PLACES_32                                                  \
-  "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, " \
-  "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
-#define MPINFER_PLACES_48 \
-  MPINFER_PLACES_32       \
-  ", "                    \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47"
-#define MPINFER_PLACES_64                                                            \
-  MPINFER_PLACES_32                                                                  \
-  ", "                                                                               \
-  "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, " \
-  "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define MPINFER_PLACES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define MPINFER_PLACES_16 MPINFER_PLACES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
+#define MPINFER_PLACES_24 MPINFER_PLACES_16 ", %16, %17, %18, %19, %20, %21, %22, %23"
+#define MPINFER_PLACES_32 MPINFER_PLACES_24 ", %24, %25, %26, %27, %28, %29, %30, %31"
+#define MPINFER_PLACES_40 MPINFER_PLACES_32 ", %32, %33, %34, %35, %36, %37, %38, %39"
+#define MPINFER_PLACES_48 MPINFER_PLACES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
+#define MPINFER_PLACES_56 MPINFER_PLACES_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
+#define MPINFER_PLACES_64 MPINFER_PLACES_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
 #define MPINFER_PLACES_128                                                                     \
   MPINFER_PLACES_64                                                                            \
   ", "                                                                                         \
@@ -69,9 +65,13 @@ __device__ inline void fence_shared_writes() {
   "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, " \
   "%127"
 #define MPINFER_GROUP(d, n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
-#define MPINFER_GROUPS_4(d, n) \
-  MPINFER_GROUP(d, n), MPINFER_GROUP(d, n + 1), MPINFER_GROUP(d, n + 2), MPINFER_GROUP(d, n + 3)
+#define MPINFER_GROUPS_2(d, n) MPINFER_GROUP(d, n), MPINFER_GROUP(d, n + 1)
+#define MPINFER_GROUPS_4(d, n) MPINFER_GROUPS_2(d, n), MPINFER_GROUPS_2(d, n + 2)
+#define MPINFER_GROUPS_6(d, n) MPINFER_GROUPS_4(d, n), MPINFER_GROUPS_2(d, n + 4)
 #define MPINFER_GROUPS_8(d, n) MPINFER_GROUPS_4(d, n), MPINFER_GROUPS_4(d, n + 4)
+#define MPINFER_GROUPS_10(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_2(d, n + 8)
+#define MPINFER_GROUPS_12(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_4(d, n + 8)
+#define MPINFER_GROUPS_14(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_6(d, n + 8)
 #define MPINFER_GROUPS_16(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_8(d, n + 8)
 #define MPINFER_GROUPS_32(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_16(d, n + 16)
 
@@ -95,40 +95,32 @@ __device__ inline void fence_shared_writes() {
                : __VA_ARGS__                                                                    \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
 
-template <class T>
-__device__ inline void warpgroup_multiply(float (&d)[8][4], uint64_t a, uint64_t b,
+// Of 8 · N rows or columns of b.
+template <class T, int N>
+__device__ inline void warpgroup_multiply(float (&d)[N][4], uint64_t a, uint64_t b,
                                           bool accumulate) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    MPINFER_MULTIPLY_SHARED("64", "bf16", MPINFER_PLACES_32, "32", "33", "34",
-                            MPINFER_GROUPS_8(d, 0));
-  } else {
-    MPINFER_MULTIPLY_SHARED("64", "f16", MPINFER_PLACES_32, "32", "33", "34",
-                            MPINFER_GROUPS_8(d, 0));
+#define MPINFER_CASE(groups, columns, places, a_at, b_at, use_at)        \
+  else if constexpr (N == groups && std::is_same_v<T, bf16>) {           \
+    MPINFER_MULTIPLY_SHARED(columns, "bf16", places, a_at, b_at, use_at, \
+                            MPINFER_GROUPS_##groups(d, 0));              \
+  }                                                                      \
+  else if constexpr (N == groups) {                                      \
+    MPINFER_MULTIPLY_SHARED(columns, "f16", places, a_at, b_at, use_at,  \
+                            MPINFER_GROUPS_##groups(d, 0));              \
   }
-}
-
-template <class T>
-__device__ inline void warpgroup_multiply(float (&d)[12][4], uint64_t a, uint64_t b,
-                                          bool accumulate) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    MPINFER_MULTIPLY_SHARED("96", "bf16", MPINFER_PLACES_48, "48", "49", "50",
-                            MPINFER_GROUPS_8(d, 0), MPINFER_GROUPS_4(d, 8));
-  } else {
-    MPINFER_MULTIPLY_SHARED("96", "f16", MPINFER_PLACES_48, "48", "49", "50",
-                            MPINFER_GROUPS_8(d, 0), MPINFER_GROUPS_4(d, 8));
+  if constexpr (N > 32) {
+    static_assert(N <= 32);
   }
-}
-
-template <class T>
-__device__ inline void warpgroup_multiply(float (&d)[16][4], uint64_t a, uint64_t b,
-                                          bool accumulate) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    MPINFER_MULTIPLY_SHARED("128", "bf16", MPINFER_PLACES_64, "64", "65", "66",
-                            MPINFER_GROUPS_16(d, 0));
-  } else {
-    MPINFER_MULTIPLY_SHARED("128", "f16", MPINFER_PLACES_64, "64", "65", "66",
-                            MPINFER_GROUPS_16(d, 0));
-  }
+  MPINFER_CASE(2, "16", MPINFER_PLACES_8, "8", "9", "10")
+  MPINFER_CASE(4, "32", MPINFER_PLACES_16, "16", "17", "18")
+  MPINFER_CASE(6, "48", MPINFER_PLACES_24, "24", "25", "26")
+  MPINFER_CASE(8, "64", MPINFER_PLACES_32, "32", "33", "34")
+  MPINFER_CASE(10, "80", MPINFER_PLACES_40, "40", "41", "42")
+  MPINFER_CASE(12, "96", MPINFER_PLACES_48, "48", "49", "50")
+  MPINFER_CASE(14, "112", MPINFER_PLACES_56, "56", "57", "58")
+  MPINFER_CASE(16, "128", MPINFER_PLACES_64, "64", "65", "66")
+  MPINFER_CASE(32, "256", MPINFER_PLACES_128, "128", "129", "130")
+#undef MPINFER_CASE
 }
 
 template <class T>
@@ -153,29 +145,27 @@ __device__ inline void warpgroup_multiply(float (&d)[16][4], const uint32_t (&a)
   }
 }
 
-template <class T>
-__device__ inline void warpgroup_multiply(float (&d)[32][4], uint64_t a, uint64_t b,
-                                          bool accumulate) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    MPINFER_MULTIPLY_SHARED("256", "bf16", MPINFER_PLACES_128, "128", "129", "130",
-                            MPINFER_GROUPS_32(d, 0));
-  } else {
-    MPINFER_MULTIPLY_SHARED("256", "f16", MPINFER_PLACES_128, "128", "129", "130",
-                            MPINFER_GROUPS_32(d, 0));
-  }
-}
-
 #undef MPINFER_MULTIPLY_REGISTERS
 #undef MPINFER_MULTIPLY_SHARED
 #undef MPINFER_GROUPS_32
 #undef MPINFER_GROUPS_16
+#undef MPINFER_GROUPS_14
+#undef MPINFER_GROUPS_12
+#undef MPINFER_GROUPS_10
 #undef MPINFER_GROUPS_8
+#undef MPINFER_GROUPS_6
 #undef MPINFER_GROUPS_4
+#undef MPINFER_GROUPS_2
 #undef MPINFER_GROUP
 #undef MPINFER_PLACES_128
 #undef MPINFER_PLACES_64
+#undef MPINFER_PLACES_56
 #undef MPINFER_PLACES_48
+#undef MPINFER_PLACES_40
 #undef MPINFER_PLACES_32
+#undef MPINFER_PLACES_24
+#undef MPINFER_PLACES_16
+#undef MPINFER_PLACES_8
 
 // Four lanes hold the columns of a row two by two; lane q gets the whole of group first + q.
 // words[g]: this lane's word of group g.
