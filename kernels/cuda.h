@@ -307,9 +307,26 @@ void expert_product(cudaStream_t stream, const ExpertProduct& args, int num_proc
 bool expert_product_hopper(cudaStream_t stream, const ExpertProduct& args, int num_processors);
 void expert_product_any(cudaStream_t stream, const ExpertProduct& args);
 // out[r] = sum over the local choices of row r, in their order, of weights * parts[places[choice]].
-void combine_experts(cudaStream_t stream, const View& out, const View& parts, const int32_t* places,
-                     const int32_t* experts, const float* weights, int64_t rows, int64_t cols,
-                     int32_t top_k, int32_t first_expert, int32_t num_experts);
+// With a residual: residual += scale * that sum, rounded; out = rms_norm(residual) * norm_weight,
+// without a weight the residual alone.
+struct CombineArgs {
+  View out;
+  View parts;  // [places, cols]
+  const int32_t* places = nullptr;
+  const int32_t* experts = nullptr;  // [rows, top_k]
+  const float* weights = nullptr;    // [rows, top_k]
+  int64_t rows = 0;
+  int64_t cols = 0;
+  int32_t top_k = 1;
+  int32_t first_expert = 0;
+  int32_t num_experts = 0;
+  View residual = {};
+  float scale = 1.0F;
+  const float* norm_weight = nullptr;
+  float eps = 0.0F;
+};
+// False: a residual of this width or alignment is not taken.
+bool combine_experts(cudaStream_t stream, const CombineArgs& args);
 
 struct MaxPair {
   float value;

@@ -1,6 +1,5 @@
 // Around the experts' products: choices sorted by expert without a host read, weights packed into
-// tiles, the weighted sum of a row's choices, and the product for types and sizes that the
-// tensor-core kernels refuse.
+// tiles, and the product for types and sizes that the tensor-core kernels refuse.
 #include "kernels/cuda/device/experts.cuh"
 
 namespace mpinfer::kernels::cuda {
@@ -271,52 +270,6 @@ __global__ void any_kernel(ExpertProduct a) {
   }
 }
 
-// kWide elements a thread; the parts of several choices on their way at once.
-template <class T, int kWide>
-__global__ void combine_kernel(T* out, int64_t out_stride, const T* parts, int64_t parts_stride,
-                               const int32_t* places, const int32_t* experts, const float* weights,
-                               int64_t cols, int32_t top_k, int32_t first_expert,
-                               int32_t num_experts) {
-  constexpr int kAtOnce = 8;
-  wait_for_previous();
-  const int64_t row = blockIdx.x;
-  for (int64_t c = int64_t{threadIdx.x} * kWide; c < cols; c += int64_t{blockDim.x} * kWide) {
-    float sums[kWide] = {};
-    for (int32_t first = 0; first < top_k; first += kAtOnce) {
-      const int64_t choice = row * top_k + first;
-      bool here[kAtOnce];
-      int32_t place[kAtOnce];
-      float weight[kAtOnce];
-      Vector<T, kWide> part[kAtOnce];
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        const int e = first + j < top_k ? experts[choice + j] - first_expert : -1;
-        here[j] = e >= 0 && e < num_experts;
-        place[j] = here[j] ? places[choice + j] : 0;
-        weight[j] = here[j] ? weights[choice + j] : 0.0F;
-      }
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        if (here[j]) {
-          part[j] = *reinterpret_cast<const Vector<T, kWide>*>(parts + place[j] * parts_stride + c);
-        }
-      }
-#pragma unroll
-      for (int j = 0; j < kAtOnce; ++j) {
-        if (!here[j]) continue;
-#pragma unroll
-        for (int i = 0; i < kWide; ++i) {
-          sums[i] = fmaf(weight[j], to_float(part[j].v[i]), sums[i]);
-        }
-      }
-    }
-    Vector<T, kWide> to;
-#pragma unroll
-    for (int i = 0; i < kWide; ++i) to.v[i] = from_float<T>(sums[i]);
-    *reinterpret_cast<Vector<T, kWide>*>(out + row * out_stride + c) = to;
-  }
-}
-
 }  // namespace
 
 void sort_choices(cudaStream_t stream, const ExpertOrder& order, const int32_t* experts,
@@ -355,19 +308,6 @@ void expert_product_any(cudaStream_t stream, const ExpertProduct& args) {
     using T = decltype(type);
     launch(any_kernel<T>, dim3(blocks_for(outputs, 128), static_cast<unsigned>(rows)), 128, 0,
            stream, args);
-  });
-}
-
-void combine_experts(cudaStream_t stream, const View& out, const View& parts, const int32_t* places,
-                     const int32_t* experts, const float* weights, int64_t rows, int64_t cols,
-                     int32_t top_k, int32_t first_expert, int32_t num_experts) {
-  with_type(out.dtype, [&](auto type) {
-    using T = decltype(type);
-    constexpr int kWide = 16 / sizeof(T);
-    const bool wide = cols % kWide == 0 && aligned_for(out, kWide) && aligned_for(parts, kWide);
-    launch(wide ? combine_kernel<T, kWide> : combine_kernel<T, 1>, static_cast<unsigned>(rows), 256,
-           0, stream, static_cast<T*>(out.data), out.stride, static_cast<const T*>(parts.data),
-           parts.stride, places, experts, weights, cols, top_k, first_expert, num_experts);
   });
 }
 

@@ -9,6 +9,7 @@
 #include <cstdint>
 #include <functional>
 #include <memory>
+#include <optional>
 #include <span>
 #include <string>
 
@@ -191,6 +192,16 @@ struct RouteOptions {
   int64_t* counts = nullptr;          // [num_experts] += rows that chose it, or null
 };
 
+// residual += scale * x for rows x; normed = rms_norm(residual) * norm_weight, or, without a
+// weight, the residual alone.
+struct AddNorm {
+  Matrix residual;
+  Matrix normed;
+  float scale = 1.0F;
+  const void* norm_weight = nullptr;
+  float eps = 0.0F;
+};
+
 // out[r] = sum over the local experts e that row r chose of weight * (down_e · activation(gate_up_e
 // · x[r] + bias) + bias); zero where it chose none. Sums in f32.
 struct MoeExperts {
@@ -210,6 +221,8 @@ struct MoeExperts {
   float swiglu_limit = 7.0F;
   void* scratch = nullptr;  // moe_scratch_bytes of these sizes
   int64_t scratch_bytes = 0;
+  std::optional<AddNorm> then =
+      {};  // of out, whose values are not needed any more; normed may be x
 };
 
 // Places of the choices in the order of experts, each expert's from a multiple of 16.
@@ -388,6 +401,10 @@ class Backend {
                             float scale, const void* weight, float eps) = 0;
   // residual += scale * x, no norm (the last row-parallel sum of a stage).
   virtual void add(Stream, const Matrix& residual, const Matrix& x, float scale) = 0;
+  void add_norm(Stream stream, const AddNorm& to, const Matrix& x) {
+    if (to.norm_weight == nullptr) return add(stream, to.residual, x, to.scale);
+    add_rms_norm(stream, to.normed, to.residual, x, to.scale, to.norm_weight, to.eps);
+  }
   // out[rows, out_features] = a[rows, in_features] · weightᵀ + bias; bias [out_features] f32 or
   // null.
   virtual void gemm(Stream, const Matrix& out, const Matrix& a, const Weight& weight,

@@ -128,6 +128,7 @@ void CpuBackend::moe_experts(Stream stream, const MoeExperts& args) {
       run_expert(args, e, sorted_choices_.data() + at, std::min(kRowsAtOnce, end - at));
     }
   }
+  if (args.then) add_norm(stream, *args.then, args.out);
 }
 
 void CpuBackend::add_gated(Stream, const Matrix& out, const Matrix& x, const Matrix& gate) {

@@ -192,8 +192,28 @@ void CudaBackend::moe_experts(Stream stream, const MoeExperts& args) {
       cuda::expert_product_any(on, product);
     }
   }
-  cuda::combine_experts(on, view(args.out), view(parts), order.places, args.experts, args.weights,
-                        args.x.rows, hidden, args.top_k, args.first_expert, args.num_experts);
+  cuda::CombineArgs combine{.out = view(args.out),
+                            .parts = view(parts),
+                            .places = order.places,
+                            .experts = args.experts,
+                            .weights = args.weights,
+                            .rows = args.x.rows,
+                            .cols = hidden,
+                            .top_k = args.top_k,
+                            .first_expert = args.first_expert,
+                            .num_experts = args.num_experts};
+  cuda::CombineArgs with_norm = combine;
+  if (args.then) {
+    with_norm.out = view(args.then->normed);
+    with_norm.residual = view(args.then->residual);
+    with_norm.scale = args.then->scale;
+    with_norm.norm_weight = static_cast<const float*>(args.then->norm_weight);
+    with_norm.eps = args.then->eps;
+  }
+  if (!cuda::combine_experts(on, with_norm)) {
+    cuda::combine_experts(on, combine);
+    add_norm(stream, *args.then, args.out);
+  }
   check_launch();
 }
 

@@ -22,12 +22,13 @@ void sum_add_norm(backend::Backend& backend, comm::Communicator& tp, Stream stre
                 sum.partial.cols, sum.partial.stride);
   tp.all_reduce_sum(stream, sum.partial.data, sum.partial.dtype,
                     sum.partial.rows * sum.partial.cols);
-  if (sum.norm_weight == nullptr) {
-    backend.add(stream, sum.residual, sum.partial, sum.scale);
-  } else {
-    backend.add_rms_norm(stream, sum.out, sum.residual, sum.partial, sum.scale, sum.norm_weight,
-                         sum.eps);
-  }
+  backend.add_norm(stream,
+                   {.residual = sum.residual,
+                    .normed = sum.out,
+                    .scale = sum.scale,
+                    .norm_weight = sum.norm_weight,
+                    .eps = sum.eps},
+                   sum.partial);
 }
 
 }  // namespace
@@ -69,6 +70,15 @@ Matrix Boundary::partial(int piece) const {
 Matrix Boundary::all_normed() {
   for (int piece = 0; piece < num_pieces(); ++piece) receive(piece);
   return rows_.normed;
+}
+
+std::optional<backend::AddNorm> Boundary::alone(const void* norm_weight) const {
+  if (tp_.size() > 1) return std::nullopt;
+  return backend::AddNorm{.residual = rows_.residual,
+                          .normed = norm_weight == nullptr ? Matrix{} : rows_.normed,
+                          .scale = options_.residual_scale,
+                          .norm_weight = norm_weight,
+                          .eps = options_.norm_eps};
 }
 
 void Boundary::sum_all(const Partial& partial, const void* norm_weight) {

@@ -5,6 +5,7 @@
 // rank alone, and in steps of many rows the sums go in pieces beside products of other pieces.
 #pragma once
 
+#include <optional>
 #include <vector>
 
 #include "lib/backend/backend.h"
@@ -47,6 +48,8 @@ class Boundary {
   // The same for what takes all rows at once.
   backend::Matrix all_normed();
   void sum_all(const Partial& partial, const void* norm_weight);
+  // Where no other rank adds to it: what sum_all would do, for a layer that does it itself instead.
+  std::optional<backend::AddNorm> alone(const void* norm_weight) const;
   // Until the residual is right on every rank.
   void finish();
 

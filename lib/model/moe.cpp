@@ -57,7 +57,8 @@ void choose(const MoeLayer& layer, backend::Stream stream, const Matrix& x,
 }
 
 void compute(const MoeLayer& layer, backend::Stream stream, const Matrix& out, const Matrix& x,
-             const int32_t* experts, const float* factors, const MoeBuffers& buffers) {
+             const int32_t* experts, const float* factors, const MoeBuffers& buffers,
+             const std::optional<backend::AddNorm>& then = std::nullopt) {
   const MoeConfig& moe = layer.config.moe;
   const LayerWeights& weights = layer.weights;
   layer.backend.moe_experts(stream,
@@ -76,7 +77,8 @@ void compute(const MoeLayer& layer, backend::Stream stream, const Matrix& out, c
                              .swiglu_alpha = moe.swiglu_alpha,
                              .swiglu_limit = moe.swiglu_limit,
                              .scratch = buffers.scratch,
-                             .scratch_bytes = buffers.scratch_bytes});
+                             .scratch_bytes = buffers.scratch_bytes,
+                             .then = then});
 }
 
 // One chunk of every member's rows; own [begin, begin + rows) of x may be none.
@@ -120,10 +122,23 @@ void run_group_chunk(const MoeLayer& layer, backend::Stream stream, const Matrix
 }
 
 void run_chunk(const MoeLayer& layer, backend::Stream stream, const Matrix& out, const Matrix& x,
-               const MoeBuffers& buffers) {
+               const MoeBuffers& buffers, const std::optional<backend::AddNorm>& then) {
   choose(layer, stream, x, buffers);
+  if (layer.config.moe.shared_intermediate_size == 0) {
+    return compute(layer, stream, out, x, buffers.experts, buffers.weights, buffers, then);
+  }
   compute(layer, stream, out, x, buffers.experts, buffers.weights, buffers);
-  if (layer.config.moe.shared_intermediate_size > 0) add_shared(layer, stream, out, x, buffers);
+  add_shared(layer, stream, out, x, buffers);
+  if (then) layer.backend.add_norm(stream, *then, out);
+}
+
+std::optional<backend::AddNorm> rows_of(const std::optional<backend::AddNorm>& then, int64_t begin,
+                                        int64_t rows) {
+  if (!then) return then;
+  backend::AddNorm part = *then;
+  part.residual = then->residual.slice_rows(begin, rows);
+  if (then->norm_weight != nullptr) part.normed = then->normed.slice_rows(begin, rows);
+  return part;
 }
 
 }  // namespace
@@ -166,19 +181,20 @@ MoeBuffers take_moe_buffers(backend::Workspace& workspace, const ModelConfig& co
 }
 
 Partial moe(const MoeLayer& layer, backend::Stream stream, const Matrix& x,
-            const MoeBuffers& buffers) {
+            const MoeBuffers& buffers, const std::optional<backend::AddNorm>& then) {
   const int64_t at_once = buffers.chunk_rows;
   if (layer.ep != nullptr) {
     const int64_t most = *std::max_element(layer.group_rows.begin(), layer.group_rows.end());
     for (int64_t begin = 0; begin < most; begin += at_once) {
       run_group_chunk(layer, stream, x, begin, buffers);
     }
+    if (then) layer.backend.add_norm(stream, *then, first_rows(buffers.partial, x.rows));
     return {buffers.partial};
   }
   for (int64_t begin = 0; begin < x.rows; begin += at_once) {
     const int64_t rows = std::min(at_once, x.rows - begin);
     run_chunk(layer, stream, buffers.partial.slice_rows(begin, rows), x.slice_rows(begin, rows),
-              buffers);
+              buffers, rows_of(then, begin, rows));
   }
   return {buffers.partial};
 }

@@ -131,7 +131,7 @@ struct Transformer::Impl {
   }
 
   Partial run_experts(Stream stream, int32_t index, const BatchInput& batch, const Matrix& x,
-                      const MoeBuffers& buffers) {
+                      const MoeBuffers& buffers, const std::optional<backend::AddNorm>& then) {
     return moe({.backend = backend,
                 .config = config,
                 .stage = weights,
@@ -139,7 +139,7 @@ struct Transformer::Impl {
                 .ep = ep,
                 .group_rows = batch.group_rows,
                 .counts = static_cast<int64_t*>(counts.data()) + index * config.moe.num_experts},
-               stream, x, buffers);
+               stream, x, buffers, then);
   }
 
   void run_attention(Stream stream, int32_t index, const BatchInput& batch, Boundary& boundary,
@@ -183,8 +183,10 @@ struct Transformer::Impl {
         at + 1 == weights.layers.size() ? nullptr : weights.layers[at + 1].input_norm;
     const auto layer_id = static_cast<size_t>(weights.stage.begin + index);
     if (config.layers[layer_id].moe) {
-      boundary.sum_all(run_experts(stream, index, batch, boundary.all_normed(), buffers.moe),
-                       next_norm);
+      const std::optional<backend::AddNorm> then = boundary.alone(next_norm);
+      const Partial partial =
+          run_experts(stream, index, batch, boundary.all_normed(), buffers.moe, then);
+      if (!then) boundary.sum_all(partial, next_norm);
       return;
     }
     for (int piece = 0; piece < boundary.num_pieces(); ++piece) {
@@ -230,7 +232,7 @@ void Transformer::serve_group(Stream stream, const BatchInput& batch, const Matr
                                            m.backend.activation_dtype());
   for (int32_t index = 0; index < m.weights.stage.end - m.weights.stage.begin; ++index) {
     if (!m.config.layers[static_cast<size_t>(m.weights.stage.begin + index)].moe) continue;
-    m.run_experts(stream, index, batch, none, buffers.moe);
+    m.run_experts(stream, index, batch, none, buffers.moe, std::nullopt);
   }
 }
 

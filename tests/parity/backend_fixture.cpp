@@ -171,6 +171,10 @@ PackedWeight::PackedWeight(Backend& backend, int64_t out_features, int64_t in_fe
   bytes_.check_guards();
 }
 
+std::vector<double> doubles(const std::vector<float>& values) {
+  return {values.begin(), values.end()};
+}
+
 void check_close(const std::vector<float>& got, const std::vector<double>& want, double bound,
                  double floor) {
   REQUIRE(got.size() == want.size());

@@ -113,6 +113,7 @@ class PackedWeight {
   Weight view_;
 };
 
+std::vector<double> doubles(const std::vector<float>& values);
 // |got - want| <= bound * (|want| + floor), element by element.
 void check_close(const std::vector<float>& got, const std::vector<double>& want, double bound,
                  double floor = 1.0);

@@ -115,6 +115,39 @@ struct Case {
   Activation activation = Activation::kSilu;
 };
 
+// What follows in the same op is what the ops for it do with the rows that came out; normed may be
+// x.
+void check_added(Backend& backend, const Shape& s, MoeExperts args, DeviceMatrix& in,
+                 const std::vector<float>& x) {
+  Random random(7);
+  const std::vector<float> before =
+      rounded(random_floats(random, s.rows * s.hidden), backend.activation_dtype());
+  const DeviceArray<float> norm(backend, random_floats(random, s.hidden));
+  for (const void* weight :
+       {static_cast<const void*>(norm.data()), static_cast<const void*>(nullptr)}) {
+    const DeviceMatrix want(backend, s.rows, s.hidden, before);
+    const DeviceMatrix residual(backend, s.rows, s.hidden, before);
+    const DeviceMatrix normed(backend, s.rows, s.hidden, backend.activation_dtype());
+    const AddNorm then{.residual = want.view(),
+                       .normed = normed.view(),
+                       .scale = 0.5F,
+                       .norm_weight = weight,
+                       .eps = 1e-6F};
+    backend.add_norm(Stream::kCompute, then, args.out);
+    args.then = then;
+    args.then->residual = residual.view();
+    args.then->normed = in.view();
+    backend.moe_experts(Stream::kCompute, args);
+    check_close(residual.read(), doubles(want.read()), tolerance(backend), 1.0);
+    if (weight != nullptr) {
+      check_close(in.read(), doubles(normed.read()), tolerance(backend), 1.0);
+    } else {
+      CHECK(in.read() == x);
+    }
+    in.write(x);
+  }
+}
+
 std::vector<float> run_experts(Backend& backend, const Case& c, const Model& model, DType dtype,
                                const std::vector<float>& x, const std::vector<int32_t>& experts,
                                const std::vector<float>& weights) {
@@ -127,31 +160,34 @@ std::vector<float> run_experts(Backend& backend, const Case& c, const Model& mod
   };
   const DeviceArray<float> gate_up_bias(backend, local(model.gate_up_bias, 2 * s.intermediate));
   const DeviceArray<float> down_bias(backend, local(model.down_bias, s.hidden));
-  const DeviceMatrix in(backend, s.rows, s.hidden, x);
+  DeviceMatrix in(backend, s.rows, s.hidden, x);
   const DeviceMatrix out(backend, s.rows, s.hidden, backend.activation_dtype());
   const DeviceArray<int32_t> ids(backend, experts);
   const DeviceArray<float> factors(backend, weights);
   const DeviceBytes scratch(
       backend, std::max<int64_t>(1, moe_scratch_bytes(s.rows, s.top_k, c.part.count, s.hidden,
                                                       s.intermediate, backend.activation_dtype())));
+  MoeExperts args{.out = out.view(),
+                  .x = in.view(),
+                  .experts = ids.data(),
+                  .weights = factors.data(),
+                  .top_k = s.top_k,
+                  .first_expert = c.part.first,
+                  .num_experts = c.part.count,
+                  .gate_up = gate_up.view(),
+                  .down = down.view(),
+                  .gate_up_bias = c.biased ? gate_up_bias.data() : nullptr,
+                  .down_bias = c.biased ? down_bias.data() : nullptr,
+                  .activation = c.activation,
+                  .scratch = scratch.data(),
+                  .scratch_bytes = scratch.bytes()};
   for (int time = 0; time < 2; ++time) {  // whatever a call leaves behind, the next works
-    backend.moe_experts(Stream::kCompute, {.out = out.view(),
-                                           .x = in.view(),
-                                           .experts = ids.data(),
-                                           .weights = factors.data(),
-                                           .top_k = s.top_k,
-                                           .first_expert = c.part.first,
-                                           .num_experts = c.part.count,
-                                           .gate_up = gate_up.view(),
-                                           .down = down.view(),
-                                           .gate_up_bias = c.biased ? gate_up_bias.data() : nullptr,
-                                           .down_bias = c.biased ? down_bias.data() : nullptr,
-                                           .activation = c.activation,
-                                           .scratch = scratch.data(),
-                                           .scratch_bytes = scratch.bytes()});
+    backend.moe_experts(Stream::kCompute, args);
   }
+  const std::vector<float> got = out.read();
+  check_added(backend, s, args, in, x);
   scratch.check_guards();
-  return out.read();
+  return got;
 }
 
 // Random distinct experts a row; skew: most rows want expert 0.

@@ -30,10 +30,6 @@ std::vector<double> normed(const std::vector<double>& x, const std::vector<float
   return out;
 }
 
-std::vector<double> doubles(const std::vector<float>& values) {
-  return {values.begin(), values.end()};
-}
-
 double activated(double x, Activation activation) {
   switch (activation) {
     case Activation::kSilu:
