@@ -130,6 +130,7 @@ __device__ Best route_row(const RouteArgs& a, const float* logits, int lane) {
 template <int kEach>
 __global__ void __launch_bounds__(kWarps * 32)
     route_kernel(int32_t* experts, float* weights, RouteArgs a) {
+  let_next_start();
   __shared__ int counts[32 * kEach];  // of this block: few experts take all of a long step's rows
   for (int e = static_cast<int>(threadIdx.x); e < 32 * kEach; e += kWarps * 32) counts[e] = 0;
   wait_for_previous();

@@ -125,6 +125,7 @@ __global__ void __launch_bounds__(kThreads)
   __shared__ int counts[kMostExperts];
   __shared__ Layout layout;
   __shared__ bool last;
+  let_next_start();
   for (int e = static_cast<int>(threadIdx.x); e < num_experts; e += kThreads) counts[e] = 0;
   __syncthreads();
   wait_for_previous();
@@ -163,6 +164,7 @@ __global__ void __launch_bounds__(kThreads)
                  int32_t first_expert, int32_t num_experts) {
   __shared__ int counts[kMostExperts];
   __shared__ int bases[kMostExperts];
+  let_next_start();
   for (int e = static_cast<int>(threadIdx.x); e < num_experts; e += kThreads) counts[e] = 0;
   __syncthreads();
   wait_for_previous();
@@ -196,6 +198,7 @@ __global__ void __launch_bounds__(kThreadsAlone)
                 int32_t first_expert, int32_t num_experts, int32_t tile_rows) {
   __shared__ int counts[kMostExperts];
   __shared__ Layout layout;
+  let_next_start();
   const int thread = static_cast<int>(threadIdx.x);
   for (int e = thread; e < num_experts; e += kThreadsAlone) counts[e] = 0;
   __syncthreads();
