@@ -128,15 +128,19 @@ struct PrefixGroup {  // laid out like backend::PrefixGroup
 };
 // A part of a row's context leaves unnormalised sums: for a (sequence, KV head) `parts` pieces of
 // partial_floats, those of the prefix first: [group][head_dim] sums, [group] highest scores (in
-// units of log2), [group] totals.
+// units of log2), [group] totals, up to a multiple of 16 bytes.
 constexpr int64_t partial_floats(int32_t group, int32_t head_dim) {
-  return int64_t{group} * (head_dim + 2);
+  return (int64_t{group} * (head_dim + 2) + 3) / 4 * 4;
 }
 // How decode rows' contexts are cut. Own tokens in num_splits > 1 pieces need one zeroed counter a
-// (sequence, KV head); the kernel leaves the counters zero.
+// (sequence, KV head), which the kernel leaves zero, or clusters.
 struct DecodePlan {
+  static constexpr int32_t kMostInCluster = 8;
   int32_t num_splits = 1;
   int32_t tokens_per_split = 0;  // a multiple of 16
+  // Compute capability 9.0 on, up to kMostInCluster splits: the blocks of a context are a cluster
+  // and leave no partial sums in memory.
+  bool clusters = false;
   int32_t* counters = nullptr;
   int32_t num_groups = 0;  // of sequences with a common prefix; the rest of these is for them
   int32_t most_sequences = 0;
@@ -146,7 +150,7 @@ struct DecodePlan {
   int32_t tokens_per_prefix_split = 0;  // a multiple of 128
   float* partial = nullptr;
   __host__ __device__ int32_t num_parts() const {
-    return prefix_splits + (num_splits > 1 ? num_splits : 0);
+    return prefix_splits + (num_splits > 1 && !clusters ? num_splits : 0);
   }
 };
 // Whether the tensor-core kernels take these sizes (16-bit types, head dim 64 or 128, block size a

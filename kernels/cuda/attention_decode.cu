@@ -2,10 +2,11 @@
 // V once, so: a block a (sequence, KV head, split) with four warps that walk tiles of 16 tokens on
 // their own, each with its own ring of asynchronous copies; all query heads of the KV head at once
 // on tensor cores. The products are turned round (S^T = K Q^T, O^T = V^T P^T): tokens and head_dim
-// fill the 16 rows of an mma, the up to 8 query heads its 8 columns. Splits of a long context leave
-// partial sums; the block that comes last merges them in the order of the splits, behind those that
-// attention_prefix_hopper left of a prefix.
-#include "kernels/cuda/device/mma.cuh"
+// fill the 16 rows of an mma, the up to 8 query heads its 8 columns. Splits of a context merge
+// their sums in the order of the splits, behind those that attention_prefix_hopper left of a
+// prefix: each block of a cluster a share of the elements, through shared memory; without clusters
+// the block that comes last all of them, through partial sums in memory.
+#include "kernels/cuda/device/attention_parts.cuh"
 
 namespace mpinfer::kernels::cuda {
 namespace {
@@ -24,67 +25,57 @@ constexpr int shared_bytes() {
   return kWarps * kStages * 2 * tile_bytes<D>();
 }
 
-// Of one (query head, d).
-struct Merged {
-  float highest = -INFINITY;
-  float total = 0.0F;
-  float sum = 0.0F;
-
-  __device__ void add(float other_highest, float other_total, float other_sum) {
-    const float top = fmaxf(highest, other_highest);
-    if (top == -INFINITY) return;
-    const float factor = exp2_fast(highest - top);
-    const float other_factor = exp2_fast(other_highest - top);
-    total = total * factor + other_total * other_factor;
-    sum = sum * factor + other_sum * other_factor;
-    highest = top;
-  }
-};
-
-template <class T, int D, int kStages>
+template <class T, int D, int kStages, bool kCluster>
 __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, DecodePlan plan) {
   constexpr int kChunksPerRow = D / 8;  // of 16 bytes
   constexpr int kCopies = kTile * kChunksPerRow / 32;
   extern __shared__ __align__(128) char shared[];
-  __shared__ float maxima[kWarps][kColumns];
-  __shared__ float totals[kWarps][kColumns];
+  __shared__ alignas(16) float maxima[kWarps][kColumns];
+  __shared__ alignas(16) float totals[kWarps][kColumns];
+  __shared__ alignas(16) float tops[kColumns];
   __shared__ int last_here;
+  __shared__ std::conditional_t<kCluster, Inbox<D, kColumns>, int> inbox;
+  if constexpr (kCluster) cluster_arrive();
   const int split = static_cast<int>(blockIdx.x);
   const int kv_head = static_cast<int>(blockIdx.y);
   const int sequence = static_cast<int>(blockIdx.z);
   const int warp = static_cast<int>(threadIdx.x) / 32;
   const int lane = static_cast<int>(threadIdx.x) % 32;
+  const int32_t* table = a.block_table + sequence * a.block_table_stride;
+  // Where this warp's next 32 tiles lie, one a lane; the first are asked for before it is known
+  // where the context ends.
+  const auto places_from = [&](int tile) {
+    const int token = (tile + warp + lane * kWarps) * kTile;
+    const int block = min(token / a.block_size, static_cast<int>(a.block_table_stride) - 1);
+    return table[block] * a.block_stride + int64_t{token % a.block_size} * D;
+  };
+  const int guess = split * plan.tokens_per_split / kTile;
+  int64_t places = places_from(guess);
   const int context = a.context_lens[sequence];
+  const int64_t row = a.cu_seqlens_q[sequence];
   const int prefix = plan.num_groups == 0 ? 0 : plan.prefix_lens[sequence];
+  const int first_visible = a.window > 0 ? max(0, context - a.window) : 0;
+  const int first = max(prefix, first_visible / kTile * kTile);
   const int splits = plan.num_splits == 1 ? 1
-                                          : (context - prefix + plan.tokens_per_split - 1) /
+                                          : (context - first + plan.tokens_per_split - 1) /
                                                 plan.tokens_per_split;  // of this sequence
   if (split >= splits) return;
-  const int first_visible = a.window > 0 ? max(0, context - a.window) : 0;
-  const int begin = prefix + split * plan.tokens_per_split;
+  const int begin = first + split * plan.tokens_per_split;
   const int end = splits == 1 ? context : min(context, begin + plan.tokens_per_split);
-  const int64_t row = a.cu_seqlens_q[sequence];
-  const int first_tile = max(begin, first_visible) / kTile;
-  const int num_tiles = (end + kTile - 1) / kTile - first_tile;  // of the whole block; may be <= 0
+  const int first_tile = begin / kTile;
+  const int num_tiles = (end + kTile - 1) / kTile - first_tile;  // of the whole block
   const int my_tiles = num_tiles > warp ? (num_tiles - warp + kWarps - 1) / kWarps : 0;
+  if (first_tile != guess) places = places_from(first_tile);
 
   char* ring = shared + warp * kStages * 2 * tile_bytes<D>();
   const uint32_t ring_address = shared_address(ring);
   const T* k_base = static_cast<const T*>(a.k) + kv_head * a.head_stride;
   const T* v_base = static_cast<const T*>(a.v) + kv_head * a.head_stride;
-  const int32_t* table = a.block_table + sequence * a.block_table_stride;
-  // Block numbers of this warp's next 32 tiles, one a lane.
-  int32_t blocks = 0;
   const auto fetch = [&](int i) {
     if (i < my_tiles) {
-      if (i % 32 == 0) {
-        const int mine = i + lane;
-        const int token = (first_tile + warp + mine * kWarps) * kTile;
-        blocks = mine < my_tiles ? table[token / a.block_size] : 0;
-      }
-      const int32_t block = __shfl_sync(0xffffffffU, blocks, i % 32);
+      if (i > 0 && i % 32 == 0) places = places_from(first_tile + i * kWarps);
+      const int64_t at = __shfl_sync(0xffffffffU, places, i % 32);
       const int token = (first_tile + warp + i * kWarps) * kTile;
-      const int64_t at = block * a.block_stride + int64_t{token % a.block_size} * D;
       const uint32_t to = ring_address + static_cast<uint32_t>(i % kStages * 2 * tile_bytes<D>());
 #pragma unroll
       for (int c = 0; c < kCopies; ++c) {
@@ -138,25 +129,33 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, Decod
   for (int i = 0; i < my_tiles; ++i) {
     wait_copies<kStages - 2>();
     __syncwarp();
-    fetch(i + kStages - 1);
     const uint32_t tile = ring_address + static_cast<uint32_t>(i % kStages * 2 * tile_bytes<D>());
-    float s[4] = {0.0F, 0.0F, 0.0F, 0.0F};
-    {
-      const int r = lane % 16;
+    uint32_t loaded[D / 16][4];  // of K, then of V: all on their way before the first product
 #pragma unroll
-      for (int k = 0; k < D / 16; ++k) {
-        uint32_t key[4];
-        load_matrices(
-            key, tile + static_cast<uint32_t>(r * D * 2 + ((2 * k + lane / 16) ^ (r & 7)) * 16));
-        multiply<T>(s, key, q[k][0], q[k][1]);
-      }
+    for (int k = 0; k < D / 16; ++k) {
+      const int r = lane % 16;
+      load_matrices(loaded[k],
+                    tile + static_cast<uint32_t>(r * D * 2 + ((2 * k + lane / 16) ^ (r & 7)) * 16));
+    }
+    fetch(i + kStages - 1);
+    float s[4] = {0.0F, 0.0F, 0.0F, 0.0F};
+    float odd[4] = {0.0F, 0.0F, 0.0F, 0.0F};  // two chains of products: half the wait
+#pragma unroll
+    for (int k = 0; k < D / 16; ++k) multiply<T>(k % 2 == 0 ? s : odd, loaded[k], q[k][0], q[k][1]);
+#pragma unroll
+    for (int m = 0; m < D / 16; ++m) {
+      const int r = lane % 8 + lane / 16 * 8;
+      const int chunk = lane / 8 % 2;
+      load_matrices_transposed(
+          loaded[m], tile + tile_bytes<D>() +
+                         static_cast<uint32_t>(r * D * 2 + ((2 * m + chunk) ^ (r & 7)) * 16));
     }
     // S^T: tokens lane / 4 (+ 8), columns (lane % 4) * 2 (+ 1).
     const int token = (first_tile + warp + i * kWarps) * kTile + lane / 4;
 #pragma unroll
     for (int e = 0; e < 4; ++e) {
       const int t = token + e / 2 * 8;
-      s[e] = t >= first_visible && t < end ? score(s[e], a.scale, a.softcap) : -INFINITY;
+      s[e] = t >= first_visible && t < end ? score(s[e] + odd[e], a.scale, a.softcap) : -INFINITY;
     }
     float now[2] = {fmaxf(s[0], s[2]), fmaxf(s[1], s[3])};
 #pragma unroll
@@ -188,35 +187,38 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, Decod
     }
     const uint32_t b0 = transposed(pack<T>(p[0], p[1]));
     const uint32_t b1 = transposed(pack<T>(p[2], p[3]));
-    {
-      const int r = lane % 8 + lane / 16 * 8;
-      const int chunk = lane / 8 % 2;
 #pragma unroll
-      for (int m = 0; m < D / 16; ++m) {
-        uint32_t value[4];
-        load_matrices_transposed(
-            value, tile + tile_bytes<D>() +
-                       static_cast<uint32_t>(r * D * 2 + ((2 * m + chunk) ^ (r & 7)) * 16));
-        multiply<T>(o[m], value, b0, b1);
-      }
-    }
+    for (int m = 0; m < D / 16; ++m) multiply<T>(o[m], loaded[m], b0, b1);
     __syncwarp();
   }
   wait_copies<0>();
   let_next_start();
 
-  // The warps together: sums to shared memory [warp][column][d], in the place of the ring.
+  // The warps together: sums, as if all had the same highest score, to shared memory
+  // [warp][column][d], in the place of the ring.
 #pragma unroll
   for (int c = 0; c < 2; ++c) {
 #pragma unroll
     for (int offset = 4; offset < 32; offset *= 2)
       total[c] += __shfl_xor_sync(0xffffffffU, total[c], offset);
-    if (lane < 4) {
-      maxima[warp][lane * 2 + c] = highest[c];
-      totals[warp][lane * 2 + c] = total[c];
-    }
+  }
+  if (lane < 4) {
+    *reinterpret_cast<float2*>(&maxima[warp][lane * 2]) = make_float2(highest[0], highest[1]);
   }
   __syncthreads();
+  float2 top = {-INFINITY, -INFINITY};
+#pragma unroll
+  for (int w = 0; w < kWarps; ++w) {
+    const float2 one = *reinterpret_cast<const float2*>(&maxima[w][lane % 4 * 2]);
+    top = make_float2(fmaxf(top.x, one.x), fmaxf(top.y, one.y));
+  }
+  const float factor[2] = {top.x == -INFINITY ? 0.0F : exp2_fast(highest[0] - top.x),
+                           top.y == -INFINITY ? 0.0F : exp2_fast(highest[1] - top.y)};
+  if (lane < 4) {
+    *reinterpret_cast<float2*>(&totals[warp][lane * 2]) =
+        make_float2(total[0] * factor[0], total[1] * factor[1]);
+    if (warp == 0) *reinterpret_cast<float2*>(&tops[lane * 2]) = top;
+  }
   float* sums = reinterpret_cast<float*>(shared);
 #pragma unroll
   for (int m = 0; m < D / 16; ++m) {
@@ -224,75 +226,91 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, Decod
     for (int e = 0; e < 4; ++e) {
       const int g = lane % 4 * 2 + e % 2;
       const int d = m * 16 + lane / 4 + e / 2 * 8;
-      if (g < a.group) sums[(warp * kColumns + g) * (D + 4) + d] = o[m][e];
+      if (g < a.group) sums[(warp * kColumns + g) * (D + 4) + d] = o[m][e] * factor[e % 2];
     }
   }
   __syncthreads();
   const bool whole = splits == 1;
-  const auto piece = static_cast<int>(partial_floats(a.group, D));
-  float* pieces =
-      plan.partial + (int64_t{sequence} * a.num_kv_heads + kv_head) * plan.num_parts() * piece;
-  const auto take_pieces = [&](Merged& merged, int g, int d, int first, int count) {
-    for (int n = first; n < first + count; ++n) {
-      const float* one = pieces + n * piece;
-      merged.add(__ldcg(one + a.group * D + g), __ldcg(one + a.group * (D + 1) + g),
-                 __ldcg(one + g * D + d));
-    }
-  };
+  const Heads<T, D> heads{a, row, kv_head,
+                          plan.partial + (int64_t{sequence} * a.num_kv_heads + kv_head) *
+                                             plan.num_parts() * partial_floats(a.group, D)};
   const int prefix_splits = prefix > 0 ? plan.prefix_splits : 0;
-  const auto store = [&](int g, int d, Merged merged) {
-    if (a.sinks != nullptr) merged.add(a.sinks[kv_head * a.group + g] * kLog2E, 1.0F, 0.0F);
-    static_cast<T*>(a.out.data)[row * a.out.stride + (int64_t{kv_head} * a.group + g) * D + d] =
-        from_float<T>(merged.sum / merged.total);
+  const auto for_quads = [&](auto f) {
+    for (int i = static_cast<int>(threadIdx.x); i < heads.quads(); i += kThreads) f(i);
   };
-  for (int i = static_cast<int>(threadIdx.x); i < a.group * D; i += kThreads) {
-    const int g = i / D;
-    const int d = i % D;
-    Merged merged;
-    if (whole) take_pieces(merged, g, d, 0, prefix_splits);
+  if constexpr (kCluster) {
+    if (!whole) cluster_wait();
+  }
+  for_quads([&](int i) {
+    const int g = i / heads.kQuads;
+    Merged merged{.highest = tops[g]};
 #pragma unroll
     for (int w = 0; w < kWarps; ++w) {
-      merged.add(maxima[w][g], totals[w][g], sums[(w * kColumns + g) * (D + 4) + d]);
+      const int at = (w * kColumns + g) * (D + 4) + i % heads.kQuads * 4;
+      const float4 one = *reinterpret_cast<const float4*>(sums + at);
+      merged.total += totals[w][g];
+      merged.sum.x += one.x;
+      merged.sum.y += one.y;
+      merged.sum.z += one.z;
+      merged.sum.w += one.w;
     }
     if (whole) {
-      store(g, d, merged);
+      heads.take_parts(merged, i, 0, prefix_splits);
+      heads.store(merged, i);
+    } else if constexpr (kCluster) {
+      inbox.send(merged, i, split, splits, heads.quads());
     } else {
-      float* mine = pieces + (plan.prefix_splits + split) * piece;
-      mine[g * D + d] = merged.sum;
-      if (d == 0) {
-        mine[a.group * D + g] = merged.highest;
-        mine[a.group * (D + 1) + g] = merged.total;
-      }
+      heads.leave_part(merged, i, plan.prefix_splits + split);
     }
-  }
+  });
   if (whole) return;
-  __threadfence();
-  __syncthreads();
-  int32_t* counter = plan.counters + int64_t{sequence} * a.num_kv_heads + kv_head;
-  if (threadIdx.x == 0) last_here = atomicAdd(counter, 1) == splits - 1 ? 1 : 0;
-  __syncthreads();
-  if (last_here == 0) return;
-  __threadfence();
-  if (threadIdx.x == 0) *counter = 0;
-  for (int i = static_cast<int>(threadIdx.x); i < a.group * D; i += kThreads) {
-    Merged merged;
-    take_pieces(merged, i / D, i % D, 0, prefix_splits);
-    take_pieces(merged, i / D, i % D, plan.prefix_splits, splits);
-    store(i / D, i % D, merged);
+  if constexpr (kCluster) {
+    cluster_sync();
+    for (int i = static_cast<int>(threadIdx.x) * splits + split; i < heads.quads();
+         i += kThreads * splits) {
+      Merged merged;
+      heads.take_parts(merged, i, 0, prefix_splits);
+      inbox.take(merged, i, splits, heads.quads());
+      heads.store(merged, i);
+    }
+  } else {
+    __threadfence();
+    __syncthreads();
+    int32_t* counter = plan.counters + int64_t{sequence} * a.num_kv_heads + kv_head;
+    if (threadIdx.x == 0) last_here = atomicAdd(counter, 1) == splits - 1 ? 1 : 0;
+    __syncthreads();
+    if (last_here == 0) return;
+    __threadfence();
+    if (threadIdx.x == 0) *counter = 0;
+    for_quads([&](int i) {
+      Merged merged;
+      heads.take_parts(merged, i, 0, prefix_splits);
+      heads.take_parts(merged, i, plan.prefix_splits, splits);
+      heads.store(merged, i);
+    });
   }
 }
 
-template <class T, int D, int kStages>
+template <class T, int D, int kStages, bool kCluster>
 void launch_decode(cudaStream_t stream, const AttentionArgs& args, int32_t sequences,
                    const DecodePlan& plan) {
   constexpr int kBytes = shared_bytes<D, kStages>();
   static_assert(kWarps * kColumns * (D + 4) * 4 <= kBytes);
-  static const cudaError_t raised = cudaFuncSetAttribute(
-      decode_kernel<T, D, kStages>, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
+  const auto kernel = decode_kernel<T, D, kStages, kCluster>;
+  static const cudaError_t raised =
+      cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kBytes);
   static_cast<void>(raised);
-  const dim3 grid(static_cast<unsigned>(plan.num_splits), static_cast<unsigned>(args.num_kv_heads),
+  const auto splits = static_cast<unsigned>(plan.num_splits);
+  const dim3 grid(splits, static_cast<unsigned>(args.num_kv_heads),
                   static_cast<unsigned>(sequences));
-  launch(decode_kernel<T, D, kStages>, grid, kThreads, kBytes, stream, args, plan);
+  launch_clusters(kCluster ? splits : 1U, kernel, grid, kThreads, kBytes, stream, args, plan);
+}
+
+template <class T, int D, int kStages>
+void with_clusters_or_not(cudaStream_t stream, const AttentionArgs& args, int32_t sequences,
+                          const DecodePlan& plan) {
+  return plan.clusters ? launch_decode<T, D, kStages, true>(stream, args, sequences, plan)
+                       : launch_decode<T, D, kStages, false>(stream, args, sequences, plan);
 }
 
 template <class T>
@@ -302,10 +320,10 @@ void choose_dim(cudaStream_t stream, const AttentionArgs& args, int32_t sequence
     // Where blocks queue for processors a third one on each hides their starts and ends; fewer of
     // them read faster with more tiles on the way.
     const bool queue = int64_t{sequences} * args.num_kv_heads >= int64_t{4} * args.num_processors;
-    return queue ? launch_decode<T, 128, 2>(stream, args, sequences, plan)
-                 : launch_decode<T, 128, 3>(stream, args, sequences, plan);
+    return queue ? with_clusters_or_not<T, 128, 2>(stream, args, sequences, plan)
+                 : with_clusters_or_not<T, 128, 3>(stream, args, sequences, plan);
   }
-  launch_decode<T, 64, 5>(stream, args, sequences, plan);
+  with_clusters_or_not<T, 64, 5>(stream, args, sequences, plan);
 }
 
 }  // namespace

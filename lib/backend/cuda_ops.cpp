@@ -1,6 +1,7 @@
 // The model's ops of the CUDA backend: shape checks, choice of kernels, launches.
 #include <algorithm>
 #include <cstddef>
+#include <limits>
 
 #include "lib/backend/cuda_backend_impl.h"
 #include "lib/backend/cuda_sizes.h"
@@ -147,13 +148,14 @@ void check_maps(bool made, const cuda::AttentionArgs& args) {
 
 }  // namespace
 
-// Cuts prefixes that several sequences share, and contexts behind them until every processor has
-// its two blocks and no block twice its share of the tokens: a cut context costs the time of some
-// hundred tokens.
+// Cuts prefixes that several sequences share, and contexts behind them where that is faster, in
+// tokens of a block: the longest piece takes its own, but all take the memory's bandwidth, which
+// three fifths of the processors fill; merging pieces takes kMerging of them.
 void CudaBackend::decode(Stream stream, const cuda::AttentionArgs& args,
                          const AttentionBatch& batch, int32_t sequences) {
-  constexpr int64_t kLeast = 256;
-  constexpr int64_t kBlocksAProcessor = 2;
+  constexpr int64_t kRound = 64;  // tokens that the warps of a block take at once
+  constexpr int64_t kMerging = 96;
+  constexpr int64_t kMergingInMemory = 256;
   constexpr int64_t kMostSplits = 32;
   const int64_t blocks = int64_t{sequences} * args.num_kv_heads;
   const auto parts_fit = [&](int64_t parts) {
@@ -173,21 +175,30 @@ void CudaBackend::decode(Stream stream, const cuda::AttentionArgs& args,
   for (int32_t s = 0; s < sequences; ++s) {
     while (group != groups.end() && s >= group->first_sequence + group->num_sequences) ++group;
     const bool member = group != groups.end() && s >= group->first_sequence;
-    const int64_t own =
+    int64_t own =
         batch.host_context_lens[static_cast<size_t>(s)] - (member ? group->num_tokens : 0);
+    if (args.window > 0) own = std::min<int64_t>(own, args.window + 15);  // from a tile's begin on
     longest = std::max(longest, own);
     total += own;
   }
-  const int64_t places = kBlocksAProcessor * num_processors_;
-  const int64_t share = std::max<int64_t>(1, total * args.num_kv_heads / places);
-  const int64_t wanted =
-      std::min(std::max(places / blocks, longest / (2 * share)), longest / kLeast);
-  const int64_t pieces = std::clamp<int64_t>(wanted, 1, kMostSplits);
-  const int64_t tokens = ((longest + pieces - 1) / pieces + 15) / 16 * 16;
-  const int64_t num_splits = (longest + tokens - 1) / tokens;
-  if (num_splits > 1 && blocks <= kSplitCounters && parts_fit(plan.prefix_splits + num_splits)) {
-    plan.num_splits = static_cast<int32_t>(num_splits);
+  const int64_t least = total * args.num_kv_heads * 5 / (3 * num_processors_);
+  const auto up = [](int64_t x, int64_t unit) { return (x + unit - 1) / unit * unit; };
+  int64_t fastest = std::numeric_limits<int64_t>::max();
+  for (int64_t splits = 1; splits <= kMostSplits; ++splits) {
+    const int64_t tokens = up((longest + splits - 1) / splits, 16);
+    if ((longest + tokens - 1) / tokens != splits) continue;
+    const bool clusters = hopper_ && splits > 1 && splits <= cuda::DecodePlan::kMostInCluster;
+    if (splits > 1 && !clusters &&
+        (blocks > kSplitCounters || !parts_fit(plan.prefix_splits + splits))) {
+      break;
+    }
+    const int64_t merging = splits == 1 ? 0 : clusters ? kMerging : kMergingInMemory;
+    const int64_t time = std::max(up(tokens, kRound), least) + merging;
+    if (time >= fastest) continue;
+    fastest = time;
+    plan.num_splits = static_cast<int32_t>(splits);
     plan.tokens_per_split = static_cast<int32_t>(tokens);
+    plan.clusters = clusters;
   }
   if (plan.num_groups > 0) {
     check_maps(cuda::attention_prefix_hopper(stream_of(stream), args, plan), args);

@@ -67,6 +67,30 @@ TEST_CASE("long contexts of few sequences, cut or not, equal a double-precision 
   }
 }
 
+TEST_CASE("contexts that a device cuts in few and in many parts equal a double-precision loop") {
+  const Heads heads = {.q = 3, .kv = 1, .head_dim = 128};
+  for (const Maker& maker : makers()) {
+    const auto backend = maker.make();
+    CAPTURE(maker.name);
+    Random random(31);
+    for (const int64_t longest : {200, 450, 800, 6000}) {
+      CAPTURE(longest);
+      std::vector<Sequence> sequences;
+      for (const int64_t context : {longest, int64_t{40}, longest / 3}) {
+        sequences.push_back(random_sequence(random, heads, context, backend->activation_dtype()));
+      }
+      const std::vector<int64_t> rows(sequences.size(), 1);
+      const auto sinks = random_floats(random, heads.q);
+      const AttentionOptions options = {.scale = 0.1F};
+      const auto want = reference_rows(sequences, rows, heads, options, sinks);
+      const PagedCase paged(*backend, heads, 16, sequences, rows, 0, random);
+      for (int again = 0; again < 2; ++again) {
+        check_close(paged.run(options, sinks, 8), want, 2.0 * tolerance(*backend), 1.0);
+      }
+    }
+  }
+}
+
 TEST_CASE("more decode rows than a device has room for at once equal a double-precision loop") {
   const Heads heads = {.q = 8, .kv = 8, .head_dim = 128};
   for (const Maker& maker : makers()) {

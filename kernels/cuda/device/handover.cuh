@@ -49,9 +49,43 @@ __device__ inline uint32_t cluster_rank() {
   asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
   return rank;
 }
-// Until every thread of the cluster has come.
+// Until every thread of the cluster has come or returned.
 __device__ inline void cluster_sync() {
+#if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
+#endif
+}
+// The same in two halves, which say only that the blocks run, nothing of their memory.
+__device__ inline void cluster_arrive() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
+#endif
+}
+__device__ inline void cluster_wait() {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("barrier.cluster.wait;" ::: "memory");
+#endif
+}
+// Of the same place in the block of this rank.
+__device__ inline uint32_t address_at(uint32_t address, int rank) {
+  uint32_t there = address;
+#if __CUDA_ARCH__ >= 900
+  asm("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+#endif
+  return there;
+}
+__device__ inline void store_at(uint32_t there, const float4& x) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(there), "f"(x.x), "f"(x.y),
+               "f"(x.z), "f"(x.w)
+               : "memory");
+#endif
+}
+__device__ inline void store_at(uint32_t there, const float2& x) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there), "f"(x.x), "f"(x.y)
+               : "memory");
+#endif
 }
 // At the barrier of the block of this rank, for stages that asynchronous copies write and warpgroup
 // products have read. The scope stays the block: a release to the cluster is a fence of device
