@@ -199,6 +199,12 @@ bool product_hopper_takes(const ProductArgs& args);
 // in eights, out's stride in fours, out aligned to 8 bytes. False: the driver makes no tensor maps.
 bool product_gated_hopper(cudaStream_t stream, const ProductArgs& args, const View& out,
                           const float* bias, Gate gate, int num_processors);
+// Whether product_split_hopper takes these sizes and is faster than what others compute: those of
+// product_hopper_takes, out f32, or of a's type in eights and aligned to 16 bytes.
+bool product_split_takes(const ProductArgs& args, const View& out);
+// out[rows, n] = scale * product + bias [n] or none. False: the driver makes no tensor maps.
+bool product_split_hopper(cudaStream_t stream, const ProductArgs& args, const View& out,
+                          const float* bias, float scale, int num_processors);
 void gather_rows(cudaStream_t stream, const View& out, const View& x, int64_t rows, int64_t cols,
                  const int32_t* index);
 

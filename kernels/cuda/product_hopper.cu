@@ -1,15 +1,12 @@
 // Products of few rows (a batch of decode rows) on sm_90a, finished where they are computed: gate
 // and up become the activation, logits a row's maximum. Reading the weight is what takes time, and
-// a launch costs as much as reading a small one. Blocks stay and walk tiles of `columns` outputs;
-// one thread fetches panels of 64 elements of weight and rows through a ring, a warpgroup for each
-// 64 rows multiplies. The weight does not depend on the kernel before, so the ring is filled with
-// it while that one still runs; rows follow when it is done.
+// a launch costs as much as reading a small one. Blocks stay and walk tiles of `columns` outputs
+// through a ring (product_ring.cuh); a warpgroup for each 64 rows multiplies.
 #include <algorithm>
 
 #include "kernels/cuda/device/best.cuh"
 #include "kernels/cuda/device/experts.cuh"
-#include "kernels/cuda/device/tensor_map.cuh"
-#include "kernels/cuda/device/warpgroup.cuh"
+#include "kernels/cuda/device/product_ring.cuh"
 
 namespace mpinfer::kernels::cuda {
 namespace {
@@ -18,11 +15,10 @@ constexpr int kMostGroups = kProductRows / 64;
 constexpr int kMostThreads = 128 * (1 + kMostGroups);
 constexpr int kMostStages = 16;
 constexpr int kMostBytes = 226 * 1024;
-constexpr int kBarrierBytes = 1024;  // keeps what follows aligned
-static_assert(kMostStages * 16 <= kBarrierBytes);
+static_assert(kMostStages <= RingMemory::kMostStages);
 
 struct Work {
-  CUtensorMap weight, rows;
+  ProductMaps maps;
   int32_t num_rows, n, panels, tiles;
   int32_t groups;  // of 64 rows
   int32_t stages;
@@ -36,87 +32,6 @@ struct MaxEnd {
   MaxPair* parts;  // [blocks, rows]
   int32_t first_id;
 };
-
-// Stage and phase of a ring that is walked without end.
-struct Ring {
-  int stages;
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ void advance() {
-    if (++stage == stages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
-template <int N>
-struct Shared {
-  uint32_t base;
-  uint32_t stage_bytes;
-  __device__ uint32_t weight(int stage) const {
-    return base + kBarrierBytes + static_cast<uint32_t>(stage) * stage_bytes;
-  }
-  __device__ uint32_t rows(int stage) const { return weight(stage) + N * 128; }
-  __device__ uint32_t full(int stage) const { return base + static_cast<uint32_t>(stage) * 16; }
-  __device__ uint32_t empty(int stage) const { return full(stage) + 8; }
-};
-
-// The weight's panels that the ring has room for, before rows are there. One thread.
-template <int N>
-__device__ int fetch_ahead(const Work& w, const Shared<N>& shared) {
-  const int ahead = min(w.stages, w.panels);
-  for (int i = 0; i < ahead; ++i) {
-    barrier_expect(shared.full(i), shared.stage_bytes);
-    copy_box(shared.weight(i), w.weight, i * 64, static_cast<int>(blockIdx.x) * N, shared.full(i));
-  }
-  return ahead;
-}
-
-// The same thread.
-template <int N>
-__device__ void produce(const Work& w, const Shared<N>& shared, int ahead) {
-  wait_for_previous();
-  for (int i = 0; i < ahead; ++i) copy_box(shared.rows(i), w.rows, i * 64, 0, shared.full(i));
-  const auto first = static_cast<int>(blockIdx.x);
-  Ring ring{w.stages};
-  for (int tile = first; tile < w.tiles; tile += static_cast<int>(gridDim.x)) {
-    for (int k = 0; k < w.panels; ++k) {
-      if (tile != first || k >= ahead) {
-        barrier_wait(shared.empty(ring.stage), ring.phase ^ 1);
-        barrier_expect(shared.full(ring.stage), shared.stage_bytes);
-        copy_box(shared.weight(ring.stage), w.weight, k * 64, tile * N, shared.full(ring.stage));
-        copy_box(shared.rows(ring.stage), w.rows, k * 64, 0, shared.full(ring.stage));
-      }
-      ring.advance();
-    }
-  }
-}
-
-template <class T, int N>
-__device__ void multiply_panels(float (&d)[N / 8][4], const Shared<N>& shared, Ring& ring,
-                                int panels, int group, int lane) {
-  int before = 0;  // the stage of the step before
-  for (int k = 0; k < panels; ++k) {
-    barrier_wait(shared.full(ring.stage), ring.phase);
-    const uint32_t rows = shared.rows(ring.stage) + static_cast<uint32_t>(group) * 8192;
-    const uint32_t weight = shared.weight(ring.stage);
-    warpgroup_arrive();
-#pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
-      warpgroup_multiply<T>(d, operand(rows + i * 32, 16, 1024), operand(weight + i * 32, 16, 1024),
-                            k > 0 || i > 0);
-    }
-    warpgroup_commit();
-    warpgroup_wait<1>();
-    if (k > 0 && lane == 0) barrier_arrive(shared.empty(before));
-    before = ring.stage;
-    ring.advance();
-  }
-  warpgroup_wait<0>();
-  warpgroup_settle(d);
-  if (lane == 0) barrier_arrive(shared.empty(before));
-}
 
 // A thread has two rows, lane / 4 and eight more, and of every eight columns two: gate and up of
 // one output. Four groups of eight columns make four outputs, eight bytes a lane.
@@ -182,17 +97,18 @@ __device__ inline void leave_best(Best mine, const Work& w, const MaxEnd& end, i
 }
 
 template <class T, ExpertGate kGate, int N, class End>
-__device__ void consume(const Work& w, const Shared<N>& shared, const End& end) {
+__device__ void consume(const Work& w, const RingMemory& shared, const End& end) {
   wait_for_previous();
   const int group = static_cast<int>(threadIdx.x) / 128 - 1;
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row0 = group * 64 + static_cast<int>(threadIdx.x) / 32 % 4 * 16;
+  const uint32_t rows = shared.weight_bytes + static_cast<uint32_t>(group) * 8192;
   Ring ring{w.stages};
   float d[N / 8][4];
   [[maybe_unused]] Best best[2];
   for (int tile = static_cast<int>(blockIdx.x); tile < w.tiles;
        tile += static_cast<int>(gridDim.x)) {
-    multiply_panels<T, N>(d, shared, ring, w.panels, group, lane);
+    multiply_panels<T>(d, shared, ring, w.panels, rows, 0, lane);
     if constexpr (std::is_same_v<End, GateEnd>) {
       finish<T, kGate, N>(w, end, d, tile, row0, lane);
     } else {
@@ -209,21 +125,20 @@ __global__ void __launch_bounds__(kMostThreads, 1)
     product_kernel(const __grid_constant__ Work w, const End end) {
   extern __shared__ char memory[];
   const uint32_t base = (shared_address(memory) + 1023U) & ~1023U;
-  const Shared<N> shared{base, N * 128 + static_cast<uint32_t>(w.groups) * 8192};
-  int ahead = 0;
-  if (threadIdx.x == 0) {
-    for (int s = 0; s < w.stages; ++s) {
-      barrier_init(shared.full(s), 1);
-      barrier_init(shared.empty(s), 4 * w.groups);  // a lane of each warp
-    }
-    fence_barrier_init();
-    ahead = fetch_ahead<N>(w, shared);
-  }
+  const RingMemory shared{base, N * 128, N * 128 + static_cast<uint32_t>(w.groups) * 8192};
+  const auto first = static_cast<int>(blockIdx.x);
+  const auto step = static_cast<int>(gridDim.x);
+  const int panels = (w.tiles - first + step - 1) / step * w.panels;
+  const auto place_of = [&](int i) {
+    return PanelPlace{i % w.panels * 64, (first + i / w.panels * step) * N, 0};
+  };
+  // A lane of each warp says empty.
+  if (threadIdx.x == 0) fill_ring(w.maps, shared, w.stages, 4 * w.groups, panels, place_of);
   __syncthreads();
   let_next_start();
   if (threadIdx.x < 128) {
     give_registers<24>();
-    if (threadIdx.x == 0) produce<N>(w, shared, ahead);
+    if (threadIdx.x == 0) feed_ring(w.maps, shared, w.stages, panels, place_of);
   } else {
     take_registers<112>();
     consume<T, kGate, N>(w, shared, end);
@@ -252,14 +167,7 @@ bool make_work(Work& work, const ProductArgs& a, int columns) {
   work.panels = static_cast<int32_t>((a.k + 63) / 64);
   work.tiles = static_cast<int32_t>((a.n + columns - 1) / columns);
   work.groups = static_cast<int32_t>((a.rows + 63) / 64);
-  const auto map = [&](CUtensorMap& to, const void* data, int64_t rows, int64_t stride, int box) {
-    const cuuint64_t sizes[] = {static_cast<cuuint64_t>(a.k), static_cast<cuuint64_t>(rows)};
-    const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride) * 2};
-    const cuuint32_t boxes[] = {64, static_cast<cuuint32_t>(box)};
-    return make_map<2>(to, data, sizes, strides, boxes);
-  };
-  return map(work.weight, a.weight, a.n, a.k, columns) &&
-         map(work.rows, a.a.data, a.rows, a.a.stride, 64 * work.groups);
+  return make_product_maps(work.maps, a, columns, 64 * work.groups);
 }
 
 template <class T, ExpertGate kGate, int N, class End>
@@ -268,7 +176,7 @@ int launch_product(cudaStream_t stream, Work& work, const End& end, int num_proc
       product_kernel<T, kGate, N, End>, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostBytes);
   static_cast<void>(raised);
   const int stage_bytes = N * 128 + work.groups * 8192;
-  constexpr int kRoom = 1024 + kBarrierBytes;  // to align
+  constexpr int kRoom = 1024 + RingMemory::kBarrierBytes;  // to align
   work.stages = std::min(kMostStages, (kMostBytes - kRoom) / stage_bytes);
   const int blocks = std::min(work.tiles, num_processors);
   if (blocks == work.tiles) work.stages = std::min(work.stages, work.panels);

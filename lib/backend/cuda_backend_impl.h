@@ -104,8 +104,11 @@ class CudaBackend final : public Backend {
   cudaStream_t stream_of(Stream stream) const { return streams_[static_cast<size_t>(stream)]; }
 
  private:
-  // Whether the products that finish what they compute take these rows.
+  // Whether the products of few rows take these.
   bool takes_few_rows(const kernels::cuda::ProductArgs& args) const;
+  // False: the library's are to be used.
+  bool multiply_few(Stream stream, const Matrix& out, const Matrix& a, const Weight& weight,
+                    const void* bias, float scale);
   void attend_latent(Stream stream, const kernels::cuda::AttentionArgs& args,
                      const AttentionBatch& batch);
   void decode(Stream stream, const kernels::cuda::AttentionArgs& args, const AttentionBatch& batch,

@@ -77,7 +77,7 @@ void CudaBackend::lm_head_logits(Stream stream, const Matrix& logits, const Matr
                     x.cols == weight.in_features && logits.dtype == DType::kF32,
                 "[{}, {}] = [{}, {}] times [{}, {}] transposed", logits.rows, logits.cols, x.rows,
                 x.cols, weight.out_features, weight.in_features);
-  if (x.rows == 0) return;
+  if (x.rows == 0 || multiply_few(stream, logits, x, weight, nullptr, scale)) return;
   gemm_->multiply(stream_of(stream), gemm_workspace(stream), logits, x, weight.data, scale);
 }
 

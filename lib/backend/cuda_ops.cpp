@@ -100,6 +100,7 @@ void CudaBackend::gemm(Stream stream, const Matrix& out, const Matrix& a, const 
                 "[{}, {}] = [{}, {}] times [{}, {}] transposed", out.rows, out.cols, a.rows, a.cols,
                 weight.out_features, weight.in_features);
   if (a.rows == 0) return;
+  if (multiply_few(stream, out, a, weight, bias, 1.0F)) return;
   gemm_->multiply(stream_of(stream), gemm_workspace(stream), out, a, weight.data, 1.0F);
   if (bias != nullptr) {
     cuda::add_bias(stream_of(stream), view(out), out.rows, out.cols,
@@ -288,6 +289,18 @@ void CudaBackend::attention(Stream stream, const Matrix& out, const Matrix& q, c
 // Deterministic: a row's bits would depend on how many there are.
 bool CudaBackend::takes_few_rows(const cuda::ProductArgs& args) const {
   return hopper_ && !options_.deterministic && cuda::product_hopper_takes(args);
+}
+
+bool CudaBackend::multiply_few(Stream stream, const Matrix& out, const Matrix& a,
+                               const Weight& weight, const void* bias, float scale) {
+  const cuda::ProductArgs args = product_of(a, weight);
+  if (!takes_few_rows(args) || !cuda::product_split_takes(args, view(out)) ||
+      !cuda::product_split_hopper(stream_of(stream), args, view(out),
+                                  static_cast<const float*>(bias), scale, num_processors_)) {
+    return false;
+  }
+  check_launch();
+  return true;
 }
 
 void CudaBackend::gemm_gated(Stream stream, const Matrix& out, const Matrix& gate_up,

@@ -2,8 +2,9 @@
 // limits it: bytes moved over the measured copy bandwidth, or multiply-adds over the measured
 // product of 8192³. Build: ninja bench_cuda_ops; no arguments, or "experts" for Qwen3-30B-A3B's
 // alone (and the numbers of rows), "decode" for its decode attention, "attention" for that of many
-// rows. Decode attention is what it adds to a product that reads 128 MB, which leaves nothing of it
-// in the L2 cache, and the rotary embedding.
+// rows, "layers" (and the numbers of rows) for the products of decode steps in their order. Decode
+// attention is what it adds to a product that reads 128 MB, which leaves nothing of it in the L2
+// cache, and the rotary embedding.
 #include <algorithm>
 #include <array>
 #include <chrono>
@@ -159,6 +160,89 @@ struct Bench {
     report(fmt::format("lm_head_max {} x {} x {}", rows, vocabulary, hidden), seconds,
            2.0 * static_cast<double>(vocabulary * hidden),
            2.0 * static_cast<double>(rows) * static_cast<double>(vocabulary * hidden));
+  }
+
+  struct Layers {
+    const char* model;
+    size_t count;  // each with weights of its own, together more than the L2 cache holds
+    int64_t hidden, qkv, attended, inner;
+  };
+
+  // What a layer of a decode step takes without attention (a norm stands in its place): norm, qkv,
+  // o, norm, gate and up, down, one behind the other. They wait behind a large product, whose time
+  // is taken off: the host would not launch as fast as they run.
+  void layers(const Layers& model, const std::vector<int64_t>& row_counts) {
+    struct Layer {
+      Buffer buffers[4];
+      Weight qkv, o, gate_up, down;
+    };
+    std::vector<Layer> all(model.count);
+    double bytes = 0.0;
+    for (Layer& layer : all) {
+      int made = 0;
+      const auto weight = [&](int64_t n, int64_t k) {
+        Buffer& data = layer.buffers[made++];
+        data = random_bf16(n * k, 0.02F);
+        bytes += 2.0 * static_cast<double>(n * k) / static_cast<double>(model.count);
+        return backend->make_weight(data.data(), n, k, DType::kBF16);
+      };
+      layer.qkv = weight(model.qkv, model.hidden);
+      layer.o = weight(model.hidden, model.attended);
+      layer.gate_up = weight(2 * model.inner, model.hidden);
+      layer.down = weight(model.hidden, model.inner);
+    }
+    constexpr int64_t kSize = 8192;
+    const Buffer big = random_bf16(kSize * kSize, 0.02F);
+    const Buffer big_out = backend->allocate(kSize * kSize * 2);
+    const Weight big_weight = backend->make_weight(big.data(), kSize, kSize, DType::kBF16);
+    const auto hold = [&] {
+      for (int i = 0; i < 2; ++i) {
+        backend->gemm(Stream::kCompute, matrix(big_out, kSize, kSize), matrix(big, kSize, kSize),
+                      big_weight, nullptr);
+      }
+    };
+    const Buffer norm = backend->allocate(std::max(model.hidden, model.attended) * 4);
+    backend->fill_bytes(Stream::kCompute, norm.data(), 0, norm.bytes());
+    const int64_t most = *std::max_element(row_counts.begin(), row_counts.end());
+    const Buffer residual = random_bf16(most * model.hidden, 1.0F);
+    const Buffer x = random_bf16(most * model.hidden, 1.0F);
+    const Buffer partial = random_bf16(most * model.hidden, 1.0F);
+    const Buffer qkv = backend->allocate(most * model.qkv * 2);
+    const Buffer attended = backend->allocate(most * model.attended * 2);
+    const Buffer gate_up = backend->allocate(most * model.inner * 4);
+    const Buffer activated = backend->allocate(most * model.inner * 2);
+    const double holding = time(hold, 1);
+    for (const int64_t rows : row_counts) {
+      const Matrix out = matrix(x, rows, model.hidden);
+      const Matrix sum = matrix(partial, rows, model.hidden);
+      const Matrix heads = matrix(qkv, rows, model.qkv);
+      const Matrix values = matrix(attended, rows, model.attended);
+      const Matrix inner = matrix(activated, rows, model.inner);
+      const auto add_norm = [&] {
+        backend->add_rms_norm(Stream::kCompute, out, matrix(residual, rows, model.hidden), sum,
+                              0.0F, norm.data(), 1e-6F);
+      };
+      const double seconds = time(
+          [&] {
+            hold();
+            for (const Layer& layer : all) {
+              add_norm();
+              backend->gemm(Stream::kCompute, heads, out, layer.qkv, nullptr);
+              Matrix queries = heads;
+              queries.cols = model.attended;
+              backend->rms_norm(Stream::kCompute, values, queries, norm.data(), 1e-6F);
+              backend->gemm(Stream::kCompute, sum, values, layer.o, nullptr);
+              add_norm();
+              backend->gemm_gated(Stream::kCompute, inner, matrix(gate_up, rows, 2 * model.inner),
+                                  out, layer.gate_up, nullptr, Activation::kSilu);
+              backend->gemm(Stream::kCompute, sum, inner, layer.down, nullptr);
+            }
+          },
+          1);
+      report(fmt::format("layer of {}, {} rows, without attention", model.model, rows),
+             (seconds - holding) / static_cast<double>(model.count), bytes,
+             static_cast<double>(rows) * bytes);
+    }
   }
 
   void rows_ops(int64_t rows, int64_t hidden, int64_t intermediate) {
@@ -400,6 +484,14 @@ int main(int argc, char** argv) try {
   const std::string only = argc > 1 ? argv[1] : "";
   if (only == "attention" || only.empty()) bench.many_rows();
   if (only == "attention") return 0;
+  if (only == "layers" || only.empty()) {
+    std::vector<int64_t> rows{1, 16, 32, 64, 96, 128, 192, 256};
+    if (argc > 2) rows.clear();
+    for (int i = 2; i < argc; ++i) rows.push_back(std::stoll(argv[i]));
+    bench.layers({"Qwen3-0.6B", 28, 1024, 4096, 2048, 3072}, rows);
+    bench.layers({"Llama-3.1-8B", 4, 4096, 6144, 4096, 14336}, rows);
+    if (only == "layers") return 0;
+  }
   std::vector<int64_t> expert_rows{64, 256, 512, 1024, 2048, 4096, 16384};
   if (only == "experts" && argc > 2) {
     expert_rows.clear();

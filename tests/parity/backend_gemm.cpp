@@ -40,6 +40,33 @@ std::vector<float> run_gemm(Backend& backend, const Weight& weight, const std::v
   return out.read();
 }
 
+void check_gemm(Random& random, Backend& backend, const Shape& s, DType dtype) {
+  CAPTURE(s.rows, s.out_features, s.in_features, name_of(dtype));
+  const DType activation = backend.activation_dtype();
+  const auto a = rounded(random_floats(random, s.rows * s.in_features), activation);
+  const auto w = rounded(random_floats(random, s.out_features * s.in_features), dtype);
+  const auto bias = random_floats(random, s.out_features);
+  const PackedWeight weight(backend, s.out_features, s.in_features, dtype, w, dtype);
+  std::vector<double> want = product(a, w, s);
+  const double floor = std::sqrt(static_cast<double>(s.in_features));
+  check_close(run_gemm(backend, weight.view(), a, s.rows), want, tolerance(backend), floor);
+
+  const DeviceMatrix x(backend, s.rows, s.in_features, a);
+  if (dtype == activation) {
+    const DeviceMatrix logits(backend, s.rows, s.out_features, DType::kF32);
+    backend.lm_head_logits(Stream::kCompute, logits.view(), x.view(), weight.view(), 1.0F);
+    check_close(logits.read(), want, 1e-5, floor);
+  }
+
+  const DeviceMatrix out(backend, s.rows, s.out_features, activation);
+  const DeviceArray<float> device_bias(backend, bias);
+  backend.gemm(Stream::kCompute, out.view(), x.view(), weight.view(), device_bias.data());
+  for (size_t i = 0; i < want.size(); ++i) {
+    want[i] += static_cast<double>(bias[i % static_cast<size_t>(s.out_features)]);
+  }
+  check_close(out.read(), want, tolerance(backend), floor);
+}
+
 }  // namespace
 
 TEST_CASE("gemm equals a double-precision loop for ragged shapes, types and bias") {
@@ -51,25 +78,30 @@ TEST_CASE("gemm equals a double-precision loop for ragged shapes, types and bias
          {Shape{1, 1, 1}, Shape{2, 33, 7}, Shape{3, 70, 64}, Shape{5, 64, 33}, Shape{7, 131, 48},
           Shape{14, 32, 16}, Shape{15, 31, 40}, Shape{29, 97, 65}, Shape{61, 160, 24}}) {
       for (const DType dtype : {DType::kBF16, DType::kF16, DType::kF32}) {
-        CAPTURE(s.rows, s.out_features, s.in_features, name_of(dtype));
-        const DType activation = backend->activation_dtype();
-        const auto a = rounded(random_floats(random, s.rows * s.in_features), activation);
-        const auto w = rounded(random_floats(random, s.out_features * s.in_features), dtype);
-        const auto bias = random_floats(random, s.out_features);
-        const PackedWeight weight(*backend, s.out_features, s.in_features, dtype, w, dtype);
-        std::vector<double> want = product(a, w, s);
-        const double floor = std::sqrt(static_cast<double>(s.in_features));
-        check_close(run_gemm(*backend, weight.view(), a, s.rows), want, tolerance(*backend), floor);
-
-        const DeviceMatrix x(*backend, s.rows, s.in_features, a);
-        const DeviceMatrix out(*backend, s.rows, s.out_features, activation);
-        const DeviceArray<float> device_bias(*backend, bias);
-        backend->gemm(Stream::kCompute, out.view(), x.view(), weight.view(), device_bias.data());
-        for (size_t i = 0; i < want.size(); ++i) {
-          want[i] += static_cast<double>(bias[i % static_cast<size_t>(s.out_features)]);
-        }
-        check_close(out.read(), want, tolerance(*backend), floor);
+        check_gemm(random, *backend, s, dtype);
       }
+    }
+  }
+}
+
+// Sums that a GPU cuts over blocks, for each number of rows that it treats in its own way.
+TEST_CASE("gemm of few rows equals a double-precision loop for deep and ragged shapes") {
+  Random random(6);
+  std::vector<Maker> all = {cpu_makers().back()};
+  if (cuda_device_count() > 0) {
+    for (const DType dtype : {DType::kBF16, DType::kF16}) {
+      all.push_back({.name = fmt::format("cuda {}", name_of(dtype)),
+                     .make = [dtype] { return make_cuda_backend({.activation_dtype = dtype}); }});
+    }
+  }
+  for (const Maker& maker : all) {
+    const auto backend = maker.make();
+    CAPTURE(maker.name);
+    for (const Shape s :
+         {Shape{1, 72, 1096}, Shape{7, 1000, 64}, Shape{8, 136, 200}, Shape{16, 64, 8},
+          Shape{17, 4296, 72}, Shape{33, 328, 264}, Shape{64, 64, 2056}, Shape{65, 128, 4104},
+          Shape{128, 200, 136}, Shape{129, 72, 1032}, Shape{256, 136, 392}, Shape{257, 72, 64}}) {
+      check_gemm(random, *backend, s, backend->activation_dtype());
     }
   }
 }
@@ -183,6 +215,26 @@ TEST_CASE("a row of a gemm has the same bits in any batch, at any place, with an
                 rows_of(want, s.out_features, begin, count));
       }
     }
+  }
+}
+
+TEST_CASE("a row of a deterministic gemm on a GPU has the same bits in any batch") {
+  if (cuda_device_count() == 0) {
+    WARN("no CUDA device: deterministic products are skipped");
+    return;
+  }
+  Random random(7);
+  const Shape s = {.rows = 256, .out_features = 256, .in_features = 2048};
+  const auto a = random_floats(random, s.rows * s.in_features);
+  const auto w = random_floats(random, s.out_features * s.in_features);
+  const auto backend = make_cuda_backend({.deterministic = true});
+  const PackedWeight weight(*backend, s.out_features, s.in_features, DType::kBF16, w, DType::kF32);
+  const auto want = run_gemm(*backend, weight.view(), a, s.rows);
+  for (const int64_t count : {1, 7, 16, 33, 64, 100, 128}) {
+    const int64_t begin = s.rows - count;
+    CAPTURE(count);
+    REQUIRE(run_gemm(*backend, weight.view(), rows_of(a, s.in_features, begin, count), count) ==
+            rows_of(want, s.out_features, begin, count));
   }
 }
 

@@ -55,7 +55,8 @@ __device__ inline void cluster_sync() {
   asm volatile("barrier.cluster.arrive;\nbarrier.cluster.wait;" ::: "memory");
 #endif
 }
-// The same in two halves, which say only that the blocks run, nothing of their memory.
+// The same in two halves, which say only that the blocks run and what fence_barrier_init fenced,
+// nothing else of their memory.
 __device__ inline void cluster_arrive() {
 #if __CUDA_ARCH__ >= 900
   asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory");
@@ -86,6 +87,29 @@ __device__ inline void store_at(uint32_t there, const float2& x) {
   asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(there), "f"(x.x), "f"(x.y)
                : "memory");
 #endif
+}
+// 16 bytes to the shared memory of a block, counted by that block's barrier (both by address_at).
+__device__ inline void store_at(uint32_t to, const float (&x)[4], uint32_t barrier) {
+  asm volatile(
+      "st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 [%0], {%1, %2, %3, %4}, "
+      "[%5];" ::"r"(to),
+      "f"(x[0]), "f"(x[1]), "f"(x[2]), "f"(x[3]), "r"(barrier)
+      : "memory");
+}
+__device__ inline void load_shared(float (&x)[4], uint32_t from) {
+  asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+               : "=f"(x[0]), "=f"(x[1]), "=f"(x[2]), "=f"(x[3])
+               : "r"(from)
+               : "memory");
+}
+// As barrier_wait, for what other blocks of the cluster stored.
+__device__ inline void barrier_wait_cluster(uint32_t barrier, uint32_t parity) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\n"
+      "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 done, [%0], %1;\n"
+      "@done bra over;\nbra again;\nover:\n}\n" ::"r"(barrier),
+      "r"(parity)
+      : "memory");
 }
 // At the barrier of the block of this rank, for stages that asynchronous copies write and warpgroup
 // products have read. The scope stays the block: a release to the cluster is a fence of device
