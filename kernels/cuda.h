@@ -269,9 +269,9 @@ struct ExpertTile {  // of rows in the sorted choices
 };
 // Choices (row * top_k + place) of local experts sorted by expert, each expert's from a place that
 // is a multiple of kExpertPlaces (-1 behind its last), and the row tiles of that list, as long as
-// each other in an expert, two and two: those of one expert, then the last ones of experts with an
-// odd number of tiles; the one that is left over is the last. Made on the device; counters:
-// [num_experts + 1], zero before and after.
+// each other in an expert but for the last, two and two: those of one expert, then the last ones of
+// experts with an odd number of tiles; the one that is left over is the last. Made on the device;
+// counters: [num_experts + 1], zero before and after.
 struct ExpertOrder {
   int32_t* choices = nullptr;  // [places]
   int32_t* places = nullptr;   // [choices], where each local one stands in that list

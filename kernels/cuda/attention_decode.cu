@@ -192,7 +192,7 @@ __global__ void __launch_bounds__(kThreads) decode_kernel(AttentionArgs a, Decod
     __syncwarp();
   }
   wait_copies<0>();
-  let_next_start();
+  let_next_start();  // after the wait: kernels behind read older results before theirs
 
   // The warps together: sums, as if all had the same highest score, to shared memory
   // [warp][column][d], in the place of the ring.

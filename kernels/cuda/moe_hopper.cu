@@ -95,7 +95,7 @@ struct Consumer {
 // A tile of up to N rows: each warpgroup 128 of its outputs, in two slabs, by all rows.
 template <class T, ExpertGate kGate, bool kTwo, int N>
 __device__ void multiply_tile(const ExpertProduct& a, const Maps& maps, const Shared& shared,
-                              const Tile& tile, Ring& ring, const Consumer& me) {
+                              const Tile& tile, StageRing& ring, const Consumer& me) {
   constexpr bool kGated = kGate != ExpertGate::kNone;
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
   float d[2][N / 8][4] = {};
@@ -155,7 +155,7 @@ __device__ void consume(const ExpertProduct& a, const Maps& maps, const Shared& 
   const Consumer me;
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
   Walk<kTwo> walk(a);
-  Ring ring;
+  StageRing ring;
   while (walk.more()) {
     const Tile tile = walk.take();  // the producer has brought it near
     const auto multiply = [&](auto rows) {
@@ -222,7 +222,7 @@ __global__ void __launch_bounds__(kThreads, 1)
   } else {
     take_registers<224>();
     wait_for_previous();
-    let_next_start();  // no block of it fits beside one of these: it takes the place of those done
+    let_next_start();  // after the wait: kernels behind read older results before theirs
     consume<T, kGate, kTwo>(a, maps, shared);
   }
   if constexpr (kTwo) cluster_sync();  // until the other block writes here no more

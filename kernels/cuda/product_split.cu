@@ -222,7 +222,7 @@ bool launch_rows(cudaStream_t stream, const ProductArgs& a, const View& out, con
 // More rows are fetched from the L2 cache more often than a large weight leaves time for.
 bool product_split_takes(const ProductArgs& a, const View& out) {
   constexpr int64_t kSmallWeight = int64_t{8} << 20;
-  constexpr int64_t kMostOutputs = 256 * kOutputs;  // blocks that are there at once
+  constexpr int64_t kMostOutputs = 256 * kOutputs;
   return product_hopper_takes(a) && a.n <= kMostOutputs &&
          (a.rows <= kMostRows || a.n * a.k <= kSmallWeight) &&
          (out.dtype == ElementType::kF32 ||

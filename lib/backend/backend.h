@@ -225,7 +225,9 @@ struct MoeExperts {
       {};  // of out, whose values are not needed any more; normed may be x
 };
 
-// Places of the choices in the order of experts, each expert's from a multiple of 16.
+inline constexpr int64_t kExpertPlaces = 16;     // an expert's places begin at a multiple of it
+inline constexpr int64_t kLeastExpertRows = 64;  // the lowest full tile of any backend
+// Places of the choices in the order of experts.
 int64_t moe_places(int64_t rows, int64_t top_k, int64_t num_experts);
 // Scratch memory that moe_experts may use, whatever the backend and the rows' choices.
 int64_t moe_scratch_bytes(int64_t rows, int64_t top_k, int64_t num_experts, int64_t hidden,

@@ -43,8 +43,20 @@ class Scratch {
   char* end_;
 };
 
+static_assert(kExpertPlaces == cuda::kExpertPlaces && kLeastExpertRows == cuda::kExpertRows);
+
+void check_then(const AddNorm& then, const Matrix& out) {
+  check_same_shape(then.residual, out);
+  if (then.norm_weight != nullptr) check_same_shape(then.normed, out);
+  MPINFER_CHECK(then.residual.dtype == out.dtype &&
+                    (then.norm_weight == nullptr || then.normed.dtype == out.dtype),
+                "experts of {} for a residual of {}", name_of(out.dtype),
+                name_of(then.residual.dtype));
+}
+
 void check_shapes(const MoeExperts& args) {
   check_same_shape(args.out, args.x);
+  if (args.then) check_then(*args.then, args.out);
   MPINFER_CHECK(args.gate_up.first.in_features == args.x.cols &&
                     args.down.first.out_features == args.x.cols &&
                     args.gate_up.first.out_features == 2 * args.down.first.in_features,
@@ -186,10 +198,14 @@ void CudaBackend::moe_experts(Stream stream, const MoeExperts& args) {
   cuda::sort_choices(on, order, args.experts, choices, args.first_expert, args.num_experts,
                      fast && hopper_ ? cuda::kExpertRowsHopper : cuda::kExpertRows);
   for (const cuda::ExpertProduct& product : {first, second}) {
-    if (fast && !hopper_) {
-      cuda::expert_product(on, product, num_processors_);
-    } else if (!fast || !cuda::expert_product_hopper(on, product, num_processors_)) {
+    if (!fast) {
       cuda::expert_product_any(on, product);
+    } else if (!hopper_) {
+      cuda::expert_product(on, product, num_processors_);
+    } else {
+      MPINFER_CHECK(cuda::expert_product_hopper(on, product, num_processors_),
+                    "the driver makes no tensor maps of {} places of experts, {} features", places,
+                    product.in_features);
     }
   }
   cuda::CombineArgs combine{.out = view(args.out),

@@ -39,20 +39,18 @@ void check_same_shape(const Matrix& a, const Matrix& b) {
 }
 
 int64_t moe_places(int64_t rows, int64_t top_k, int64_t num_experts) {
-  constexpr int64_t kAligned = 16;
   const int64_t chosen = rows * std::min(top_k, num_experts);
-  return chosen + std::min(chosen, num_experts) * (kAligned - 1);
+  return chosen + std::min(chosen, num_experts) * (kExpertPlaces - 1);
 }
 
 int64_t moe_scratch_bytes(int64_t rows, int64_t top_k, int64_t num_experts, int64_t hidden,
                           int64_t intermediate, DType activation) {
-  constexpr int64_t kTileRows = 64;  // the lowest tile of any backend
   constexpr int64_t kAlignment = 256;
   const int64_t chosen = rows * std::min(top_k, num_experts);
   const auto align = [](int64_t bytes) {
     return (bytes + kAlignment - 1) / kAlignment * kAlignment;
   };
-  const int64_t tiles = chosen / kTileRows + num_experts;
+  const int64_t tiles = chosen / kLeastExpertRows + num_experts;
   const int64_t places = moe_places(rows, top_k, num_experts);
   return align(places * intermediate * size_of(activation)) +  // activated, sorted by expert
          align(places * hidden * size_of(activation)) +        // what each choice adds, likewise

@@ -10,7 +10,7 @@ namespace {
 using backend::Matrix;
 
 // Enough rows that experts are not streamed more often than arithmetic allows, within a bound of
-// memory: a GPU has a gigabyte for it, a host 64 MiB.
+// memory: a GPU has a gigabyte for it, a host 64 MiB (and what alignment adds: moe_places).
 int64_t chunk_rows(const ModelConfig& config, const MoeSizes& sizes, int64_t rows, DType dtype) {
   const int64_t bound = int64_t{1} << (dtype == DType::kF32 ? 26 : 30);
   constexpr int64_t kLeastRows = 1024;

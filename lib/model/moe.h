@@ -59,8 +59,8 @@ struct MoeLayer {
   int64_t* counts = nullptr;            // [experts] += rows that chose it, or null
 };
 
-// x [num_rows, hidden_size] is normed already. then: of the result, whose rows are not needed any
-// more; may write to x.
+// x [num_rows, hidden_size] is normed already. then: of the result, whose own rows are not to be
+// used then; may write to x.
 Partial moe(const MoeLayer& layer, backend::Stream stream, const backend::Matrix& x,
             const MoeBuffers& buffers, const std::optional<backend::AddNorm>& then);
 

@@ -100,7 +100,8 @@ TEST_CASE("gemm of few rows equals a double-precision loop for deep and ragged s
     for (const Shape s :
          {Shape{1, 72, 1096}, Shape{7, 1000, 64}, Shape{8, 136, 200}, Shape{16, 64, 8},
           Shape{17, 4296, 72}, Shape{33, 328, 264}, Shape{64, 64, 2056}, Shape{65, 128, 4104},
-          Shape{128, 200, 136}, Shape{129, 72, 1032}, Shape{256, 136, 392}, Shape{257, 72, 64}}) {
+          Shape{128, 200, 136}, Shape{40, 136, 128}, Shape{3, 8712, 264}, Shape{100, 8712, 264},
+          Shape{129, 72, 1032}, Shape{256, 136, 392}, Shape{257, 72, 64}}) {
       check_gemm(random, *backend, s, backend->activation_dtype());
     }
   }

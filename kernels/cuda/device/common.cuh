@@ -1,7 +1,9 @@
 // What every kernel file shares: conversions, vectors, warp and block sums, the launch helper.
 // Launches carry the programmatic-dependent-launch attribute: a kernel may start while the one
-// before it drains, so each kernel calls wait_for_previous() before it touches memory that a kernel
-// before it reads or writes.
+// before it drains, so each kernel calls wait_for_previous() before it writes, and before it reads
+// what may still be written. Some read earlier what older kernels left (combine, the experts'
+// second product, decode attention): between the writer and such a reader stands a kernel that lets
+// the next one start after its own wait, when all before it is done.
 #pragma once
 
 #include <cuda_bf16.h>

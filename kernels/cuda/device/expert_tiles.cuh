@@ -86,7 +86,7 @@ struct Walk {
 };
 
 // Stage and phase of a ring that is walked without end.
-struct Ring {
+struct StageRing {
   int stage = 0;
   uint32_t phase = 0;
   __device__ void advance() {
@@ -163,7 +163,7 @@ __device__ void produce_gathered(const ExpertProduct& a, const Shared& shared) {
   wait_for_previous();
   Walk<kTwo> walk(a);
   if (!walk.more()) return;
-  Ring ring;
+  StageRing ring;
   Tile next = walk.take();
   int next_rows[kPasses];
   const auto find_rows = [&] {
@@ -214,7 +214,7 @@ template <bool kTwo>
 __device__ void produce(const ExpertProduct& a, const CUtensorMap& map, const Shared& shared) {
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
   Walk<kTwo> walk(a);
-  Ring ring;
+  StageRing ring;
   int early = 0;
   bool first = true;
   while (walk.more()) {

@@ -55,15 +55,6 @@ __device__ inline void fence_shared_writes() {
 #define MPINFER_PLACES_48 MPINFER_PLACES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define MPINFER_PLACES_56 MPINFER_PLACES_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
 #define MPINFER_PLACES_64 MPINFER_PLACES_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
-#define MPINFER_PLACES_128                                                                     \
-  MPINFER_PLACES_64                                                                            \
-  ", "                                                                                         \
-  "%64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "           \
-  "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "           \
-  "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, "     \
-  "%111, "                                                                                     \
-  "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, " \
-  "%127"
 #define MPINFER_GROUP(d, n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
 #define MPINFER_GROUPS_2(d, n) MPINFER_GROUP(d, n), MPINFER_GROUP(d, n + 1)
 #define MPINFER_GROUPS_4(d, n) MPINFER_GROUPS_2(d, n), MPINFER_GROUPS_2(d, n + 2)
@@ -73,7 +64,6 @@ __device__ inline void fence_shared_writes() {
 #define MPINFER_GROUPS_12(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_4(d, n + 8)
 #define MPINFER_GROUPS_14(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_6(d, n + 8)
 #define MPINFER_GROUPS_16(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_8(d, n + 8)
-#define MPINFER_GROUPS_32(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_16(d, n + 16)
 
 // d (+)= a · bᵀ: a 64×16 and b columns×16, both in shared memory, k together. a_at, b_at, use_at:
 // the places of a, b and accumulate, behind the accumulators.
@@ -108,8 +98,7 @@ __device__ inline void warpgroup_multiply(float (&d)[N][4], uint64_t a, uint64_t
     MPINFER_MULTIPLY_SHARED(columns, "f16", places, a_at, b_at, use_at,  \
                             MPINFER_GROUPS_##groups(d, 0));              \
   }
-  if constexpr (N > 32) {
-    static_assert(N <= 32);
+  if constexpr (N == 0) {
   }
   MPINFER_CASE(2, "16", MPINFER_PLACES_8, "8", "9", "10")
   MPINFER_CASE(4, "32", MPINFER_PLACES_16, "16", "17", "18")
@@ -119,7 +108,9 @@ __device__ inline void warpgroup_multiply(float (&d)[N][4], uint64_t a, uint64_t
   MPINFER_CASE(12, "96", MPINFER_PLACES_48, "48", "49", "50")
   MPINFER_CASE(14, "112", MPINFER_PLACES_56, "56", "57", "58")
   MPINFER_CASE(16, "128", MPINFER_PLACES_64, "64", "65", "66")
-  MPINFER_CASE(32, "256", MPINFER_PLACES_128, "128", "129", "130")
+  else {
+    static_assert(N == 0, "no product of this width");
+  }
 #undef MPINFER_CASE
 }
 
@@ -147,7 +138,6 @@ __device__ inline void warpgroup_multiply(float (&d)[16][4], const uint32_t (&a)
 
 #undef MPINFER_MULTIPLY_REGISTERS
 #undef MPINFER_MULTIPLY_SHARED
-#undef MPINFER_GROUPS_32
 #undef MPINFER_GROUPS_16
 #undef MPINFER_GROUPS_14
 #undef MPINFER_GROUPS_12
@@ -157,7 +147,6 @@ __device__ inline void warpgroup_multiply(float (&d)[16][4], const uint32_t (&a)
 #undef MPINFER_GROUPS_4
 #undef MPINFER_GROUPS_2
 #undef MPINFER_GROUP
-#undef MPINFER_PLACES_128
 #undef MPINFER_PLACES_64
 #undef MPINFER_PLACES_56
 #undef MPINFER_PLACES_48
