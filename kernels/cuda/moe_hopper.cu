@@ -95,7 +95,7 @@ struct Consumer {
 // A tile of up to N rows: each warpgroup 128 of its outputs, in two slabs, by all rows.
 template <class T, ExpertGate kGate, bool kTwo, int N>
 __device__ void multiply_tile(const ExpertProduct& a, const Maps& maps, const Shared& shared,
-                              const Tile& tile, StageRing& ring, const Consumer& me) {
+                              const Tile& tile, Ring& ring, const Consumer& me) {
   constexpr bool kGated = kGate != ExpertGate::kNone;
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
   float d[2][N / 8][4] = {};
@@ -155,7 +155,7 @@ __device__ void consume(const ExpertProduct& a, const Maps& maps, const Shared& 
   const Consumer me;
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
   Walk<kTwo> walk(a);
-  StageRing ring;
+  Ring ring{kStages};
   while (walk.more()) {
     const Tile tile = walk.take();  // the producer has brought it near
     const auto multiply = [&](auto rows) {
@@ -267,21 +267,18 @@ void choose_gate(cudaStream_t stream, const ExpertProduct& args, const Maps& map
   }
 }
 
-bool map_of(CUtensorMap& map, const View& view, int64_t columns, int64_t rows, int box_rows) {
-  return make_map<2>(
-      map, view.data, {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)},
-      {static_cast<cuuint64_t>(view.stride * 2)}, {64, static_cast<cuuint32_t>(box_rows)});
-}
-
 }  // namespace
 
 bool expert_product_hopper(cudaStream_t stream, const ExpertProduct& args, int num_processors) {
   const bool gated = args.gate != ExpertGate::kNone;
   Maps maps{};
   const int64_t columns = gated ? args.out_features / 2 : args.out_features;
-  if (!map_of(maps.out, args.out, columns, args.max_places, 64) ||
-      !map_of(maps.rest, args.out, columns, args.max_places, kExpertPlaces) ||
-      (!gated && !map_of(maps.rows, args.a, args.in_features, args.max_places, kExpertPlaces))) {
+  const auto map_out = [&](CUtensorMap& map, int box_rows) {
+    return make_rows_map(map, args.out.data, columns, args.max_places, args.out.stride, box_rows);
+  };
+  if (!map_out(maps.out, 64) || !map_out(maps.rest, kExpertPlaces) ||
+      (!gated && !make_rows_map(maps.rows, args.a.data, args.in_features, args.max_places,
+                                args.a.stride, kExpertPlaces))) {
     return false;
   }
   args.a.dtype == ElementType::kBF16 ? choose_gate<bf16>(stream, args, maps, num_processors)

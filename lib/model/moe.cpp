@@ -124,10 +124,10 @@ void run_group_chunk(const MoeLayer& layer, backend::Stream stream, const Matrix
 void run_chunk(const MoeLayer& layer, backend::Stream stream, const Matrix& out, const Matrix& x,
                const MoeBuffers& buffers, const std::optional<backend::AddNorm>& then) {
   choose(layer, stream, x, buffers);
-  if (layer.config.moe.shared_intermediate_size == 0) {
-    return compute(layer, stream, out, x, buffers.experts, buffers.weights, buffers, then);
-  }
-  compute(layer, stream, out, x, buffers.experts, buffers.weights, buffers);
+  const bool shared = layer.config.moe.shared_intermediate_size > 0;
+  compute(layer, stream, out, x, buffers.experts, buffers.weights, buffers,
+          shared ? std::nullopt : then);
+  if (!shared) return;
   add_shared(layer, stream, out, x, buffers);
   if (then) layer.backend.add_norm(stream, *then, out);
 }

@@ -85,18 +85,6 @@ struct Walk {
   }
 };
 
-// Stage and phase of a ring that is walked without end.
-struct StageRing {
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ void advance() {
-    if (++stage == kStages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
-
 struct Shared {
   uint32_t stages;
   __device__ uint32_t a(int stage) const {
@@ -163,7 +151,7 @@ __device__ void produce_gathered(const ExpertProduct& a, const Shared& shared) {
   wait_for_previous();
   Walk<kTwo> walk(a);
   if (!walk.more()) return;
-  StageRing ring;
+  Ring ring{kStages};
   Tile next = walk.take();
   int next_rows[kPasses];
   const auto find_rows = [&] {
@@ -214,7 +202,7 @@ template <bool kTwo>
 __device__ void produce(const ExpertProduct& a, const CUtensorMap& map, const Shared& shared) {
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
   Walk<kTwo> walk(a);
-  StageRing ring;
+  Ring ring{kStages};
   int early = 0;
   bool first = true;
   while (walk.more()) {

@@ -16,32 +16,13 @@ struct ProductMaps {  // boxes of 64 elements; what is asked for beyond the size
 // False: the driver makes no tensor maps.
 inline bool make_product_maps(ProductMaps& maps, const ProductArgs& a, int weight_box,
                               int rows_box) {
-  const auto map = [&](CUtensorMap& to, const void* data, int64_t rows, int64_t stride, int box) {
-    const cuuint64_t sizes[] = {static_cast<cuuint64_t>(a.k), static_cast<cuuint64_t>(rows)};
-    const cuuint64_t strides[] = {static_cast<cuuint64_t>(stride) * 2};
-    const cuuint32_t boxes[] = {64, static_cast<cuuint32_t>(box)};
-    return make_map<2>(to, data, sizes, strides, boxes);
-  };
-  return map(maps.weight, a.weight, a.n, a.k, weight_box) &&
-         map(maps.rows, a.a.data, a.rows, a.a.stride, rows_box);
+  return make_rows_map(maps.weight, a.weight, a.k, a.n, a.k, weight_box) &&
+         make_rows_map(maps.rows, a.a.data, a.k, a.rows, a.a.stride, rows_box);
 }
 
 __device__ inline void prefetch_map(const CUtensorMap& map) {
   asm volatile("prefetch.tensormap [%0];" ::"l"(&map) : "memory");
 }
-
-// Stage and phase of a ring that is walked without end.
-struct Ring {
-  int stages;
-  int stage = 0;
-  uint32_t phase = 0;
-  __device__ void advance() {
-    if (++stage == stages) {
-      stage = 0;
-      phase ^= 1;
-    }
-  }
-};
 
 // A ring in shared memory: barriers, then stages of weight_bytes and what the rows take.
 struct RingMemory {

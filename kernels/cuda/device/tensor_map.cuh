@@ -31,6 +31,14 @@ bool make_map(CUtensorMap& map, const void* base, const cuuint64_t (&sizes)[kDim
                 CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
 }
 
+// Rows of a matrix, `stride` elements apart, in boxes of 64 elements and box_rows rows.
+inline bool make_rows_map(CUtensorMap& map, const void* data, int64_t columns, int64_t rows,
+                          int64_t stride, int box_rows) {
+  return make_map<2>(map, data, {static_cast<cuuint64_t>(columns), static_cast<cuuint64_t>(rows)},
+                     {static_cast<cuuint64_t>(stride) * 2},
+                     {64, static_cast<cuuint32_t>(box_rows)});
+}
+
 // The box at (element, row) of a tensor of rows, counted by the barrier.
 __device__ inline void copy_box(uint32_t to, const CUtensorMap& map, int element, int row,
                                 uint32_t barrier) {
