@@ -199,6 +199,19 @@ bool product_hopper_takes(const ProductArgs& args);
 // in eights, out's stride in fours, out aligned to 8 bytes. False: the driver makes no tensor maps.
 bool product_gated_hopper(cudaStream_t stream, const ProductArgs& args, const View& out,
                           const float* bias, Gate gate, int num_processors);
+// Whether product_gated_balanced takes these sizes and is faster than what others compute: as
+// product_hopper_takes but for the rows, n in sixteens; out of a's type in eights and aligned to 16
+// bytes.
+bool product_balanced_takes(const ProductArgs& args, const View& out, int num_processors);
+struct BalancedMemory {     // of one stream
+  float* sums = nullptr;    // product_balanced_sums() of them
+  int32_t* left = nullptr;  // two a processor, zeros before the first launch
+};
+int64_t product_balanced_sums(int num_processors);
+// The same as product_gated_hopper.
+bool product_gated_balanced(cudaStream_t stream, const ProductArgs& args, const View& out,
+                            const float* bias, Gate gate, const BalancedMemory& memory,
+                            int num_processors);
 // Whether product_split_hopper takes these sizes and is faster than what others compute: those of
 // product_hopper_takes, out f32, or of a's type in eights and aligned to 16 bytes.
 bool product_split_takes(const ProductArgs& args, const View& out);

@@ -103,12 +103,15 @@ __device__ void consume(const Work& w, const RingMemory& shared, const End& end)
   const int lane = static_cast<int>(threadIdx.x) % 32;
   const int row0 = group * 64 + static_cast<int>(threadIdx.x) / 32 % 4 * 16;
   const uint32_t rows = shared.weight_bytes + static_cast<uint32_t>(group) * 8192;
+  const auto release = [&](int stage) {
+    if (lane == 0) barrier_arrive(shared.empty(stage));
+  };
   Ring ring{w.stages};
   float d[N / 8][4];
   [[maybe_unused]] Best best[2];
   for (int tile = static_cast<int>(blockIdx.x); tile < w.tiles;
        tile += static_cast<int>(gridDim.x)) {
-    multiply_panels<T>(d, shared, ring, w.panels, rows, 0, lane);
+    multiply_panels<T>(d, shared, ring, w.panels, rows, 0, release);
     if constexpr (std::is_same_v<End, GateEnd>) {
       finish<T, kGate, N>(w, end, d, tile, row0, lane);
     } else {
@@ -213,9 +216,7 @@ int launch_gate(cudaStream_t stream, const ProductArgs& a, const GateEnd& end, G
 }  // namespace
 
 bool product_hopper_takes(const ProductArgs& a) {
-  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
-  return a.a.dtype != ElementType::kF32 && a.rows <= kProductRows && a.k % 8 == 0 &&
-         a.a.stride % 8 == 0 && aligned(a.a.data) && aligned(a.weight);
+  return product_ring_takes(a) && a.rows <= kProductRows;
 }
 
 bool product_gated_hopper(cudaStream_t stream, const ProductArgs& a, const View& out,

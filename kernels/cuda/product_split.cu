@@ -151,7 +151,10 @@ __global__ void __launch_bounds__(kThreads + 32) split_kernel(const __grid_const
   const int lane = thread % 32;
   Ring ring{w.stages};
   float d[N / 8][4];
-  multiply_panels<T>(d, ring_memory, ring, panels, 0, ring_memory.weight_bytes, lane);
+  const auto release = [&](int stage) {
+    if (lane == 0) barrier_arrive(ring_memory.empty(stage));
+  };
+  multiply_panels<T>(d, ring_memory, ring, panels, 0, ring_memory.weight_bytes, release);
   const int column = column0 + thread / 32 * 16;
   if (w.splits > 1) {
     return exchange<T, N>(w, d, landing, deals, rank, thread, row0, column);

@@ -100,6 +100,12 @@ CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
   expert_counters_ = device_memory(kExpertCounterBytes * kNumStreams);
   MPINFER_CUDA(
       cudaMemset(expert_counters_, 0, static_cast<size_t>(kExpertCounterBytes * kNumStreams)));
+  const int64_t left_bytes = int64_t{num_processors_} * 2 * 4 * kNumStreams;
+  balanced_left_ = device_memory(left_bytes);
+  MPINFER_CUDA(cudaMemset(balanced_left_, 0, static_cast<size_t>(left_bytes)));
+  MPINFER_CHECK(
+      kernels::cuda::product_balanced_sums(num_processors_) * 4 <= CudaGemm::kWorkspaceBytes,
+      "{} processors", num_processors_);
   gemm_workspace(Stream::kCompute);
 }
 
@@ -109,6 +115,7 @@ CudaBackend::~CudaBackend() {
   cudaFree(logits_tile_);
   cudaFree(split_partials_);
   cudaFree(split_counters_);
+  cudaFree(balanced_left_);
   cudaFree(expert_counters_);
   expert_staging_ = {};
   for (cudaStream_t stream : streams_) cudaStreamDestroy(stream);

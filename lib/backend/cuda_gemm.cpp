@@ -40,12 +40,25 @@ cudaDataType_t cuda_type(DType dtype) {
   }
 }
 
-// Rows whose best kernel is taken to be the same: four steps an octave from 64 on, two below, one
-// up to 16.
+// Products of a narrow bucket that go by the wide one's choice before a choice of their own pays:
+// timing costs as much as some thirty of them.
+constexpr int kUsesBeforeNarrow = 128;
+constexpr float kCloseNarrow = 1.01F;
+
+// Rows whose best kernel is at first taken to be the same: four steps an octave from 64 on, two
+// below, one up to 16.
 int64_t bucket_of(int64_t rows) {
   if (rows <= 16) return 16;
   const auto octave = static_cast<int64_t>(std::bit_floor(static_cast<uint64_t>(rows - 1)));
   const int64_t step = octave / (rows > 64 ? 4 : 2);
+  return (rows + step - 1) / step * step;
+}
+
+// Rows that fill the same tiles; 0: the wide bucket is narrow enough. Within a wide one the kernel
+// that is best for some rows takes others 10 to 30 % longer than theirs.
+int64_t narrow_bucket_of(int64_t rows) {
+  if (rows <= 128 || rows > 4096) return 0;
+  const int64_t step = rows <= 1024 ? 16 : 32;
   return (rows + step - 1) / step * step;
 }
 
@@ -139,8 +152,8 @@ CudaGemm::~CudaGemm() {
   cublasLtDestroy(handle_);
 }
 
-// Lines of "n k bucket count type type alignment algorithm-in-hex". The library checks an algorithm
-// before it is used.
+// Lines of "n k bucket narrow count type type alignment algorithm-in-hex". The library checks an
+// algorithm before it is used.
 void CudaGemm::read_cache(const std::string& gpu) {
   const char* cache = std::getenv("XDG_CACHE_HOME");
   const char* home = std::getenv("HOME");
@@ -148,7 +161,7 @@ void CudaGemm::read_cache(const std::string& gpu) {
   std::string name = gpu;
   std::replace_if(
       name.begin(), name.end(), [](unsigned char c) { return std::isalnum(c) == 0; }, '-');
-  cache_path_ = fmt::format("{}/mpinfer/products-4-{}-{}",
+  cache_path_ = fmt::format("{}/mpinfer/products-5-{}-{}",
                             cache != nullptr ? cache : std::string(home) + "/.cache", name,
                             cublasLtGetVersion());
   std::ifstream file(cache_path_);
@@ -156,11 +169,12 @@ void CudaGemm::read_cache(const std::string& gpu) {
   while (std::getline(file, line)) {
     std::istringstream fields(line);
     int64_t n = 0, k = 0, bucket = 0;
+    bool narrow = false;
     int32_t count = 0;
     int in = 0, out = 0;
     uint32_t alignment = 0;
     std::string hex;
-    if (!(fields >> n >> k >> bucket >> count >> in >> out >> alignment >> hex)) continue;
+    if (!(fields >> n >> k >> bucket >> narrow >> count >> in >> out >> alignment >> hex)) continue;
     cublasLtMatmulAlgo_t algo{};
     if (hex.size() != 2 * sizeof(algo) ||
         hex.find_first_not_of("0123456789abcdef") != std::string::npos)
@@ -169,8 +183,9 @@ void CudaGemm::read_cache(const std::string& gpu) {
     for (size_t i = 0; i < sizeof(algo); ++i) {
       bytes[i] = static_cast<unsigned char>(std::stoi(hex.substr(2 * i, 2), nullptr, 16));
     }
-    chosen_.emplace(
-        Key{n, k, bucket, count, static_cast<DType>(in), static_cast<DType>(out), alignment}, algo);
+    chosen_.emplace(Key{n, k, bucket, narrow, count, static_cast<DType>(in),
+                        static_cast<DType>(out), alignment},
+                    algo);
   }
 }
 
@@ -179,7 +194,7 @@ void CudaGemm::expect(int64_t n, int64_t k) {
   const std::lock_guard lock(mutex_);
   for (const auto& [key, algo] : chosen_) {
     if (std::get<0>(key) != n || std::get<1>(key) != k) continue;
-    const Kernel kernel{std::get<4>(key), std::get<5>(key), algo};
+    const Kernel kernel{std::get<5>(key), std::get<6>(key), algo};
     const std::string bytes(reinterpret_cast<const char*>(&algo), sizeof(algo));
     if (seen_.emplace(kernel.in, kernel.out, bytes).second) to_preload_.push_back(kernel);
   }
@@ -233,9 +248,9 @@ void CudaGemm::write_cache() const noexcept {
     {
       std::ofstream file(temporary);
       for (const auto& [key, algo] : chosen_) {
-        const auto& [n, k, bucket, count, in, out, alignment] = key;
-        file << n << ' ' << k << ' ' << bucket << ' ' << count << ' ' << static_cast<int>(in) << ' '
-             << static_cast<int>(out) << ' ' << alignment << ' ';
+        const auto& [n, k, bucket, narrow, count, in, out, alignment] = key;
+        file << n << ' ' << k << ' ' << bucket << ' ' << narrow << ' ' << count << ' '
+             << static_cast<int>(in) << ' ' << static_cast<int>(out) << ' ' << alignment << ' ';
         const auto* bytes = reinterpret_cast<const unsigned char*>(&algo);
         for (size_t i = 0; i < sizeof(algo); ++i) file << fmt::format("{:02x}", bytes[i]);
         file << '\n';
@@ -249,12 +264,13 @@ void CudaGemm::write_cache() const noexcept {
 bool CudaGemm::in_use(const cublasLtMatmulAlgo_t& algo, DType in, DType out) const {
   return std::any_of(chosen_.begin(), chosen_.end(), [&](const auto& one) {
     const auto& [key, other] = one;
-    return std::get<4>(key) == in && std::get<5>(key) == out &&
+    return std::get<5>(key) == in && std::get<6>(key) == out &&
            std::memcmp(&other, &algo, sizeof(algo)) == 0;
   });
 }
 
-cublasLtMatmulAlgo_t CudaGemm::choose(cudaStream_t stream, void* workspace, const Problem& p) {
+cublasLtMatmulAlgo_t CudaGemm::choose(cudaStream_t stream, void* workspace, const Problem& p,
+                                      float close) {
   // Deterministic: as for this many rows, whatever batch happens to come first.
   constexpr uint64_t kTypicalRows = 1024;
   cublasLtMatrixLayoutOpaque_t a = p.a;
@@ -310,7 +326,7 @@ cublasLtMatmulAlgo_t CudaGemm::choose(cudaStream_t stream, void* workspace, cons
     });
   }
   auto best = static_cast<size_t>(std::min_element(times.begin(), times.end()) - times.begin());
-  float least = kClose * times[best];
+  float least = close * times[best];
   for (size_t i = 0; i < times.size(); ++i) {
     if (times[i] > least || !in_use(results[i].algo, p.in, p.out_type)) continue;
     best = i;
@@ -336,12 +352,24 @@ void CudaGemm::multiply(cudaStream_t stream, void* workspace, const Matrix& out,
             .in = a.dtype,
             .out_type = out.dtype};
   const uint32_t alignment = p.alignment[0] << 16 | p.alignment[1] << 8 | p.alignment[2];
-  const Key key{n,         k,        deterministic_ ? 0 : bucket_of(a.rows), batch.count, a.dtype,
-                out.dtype, alignment};
-  auto found = chosen_.find(key);
-  if (found == chosen_.end()) {
-    found = chosen_.emplace(key, choose(stream, workspace, p)).first;
+  const auto key_of = [&](int64_t bucket, bool narrow) {
+    return Key{n, k, bucket, narrow, batch.count, a.dtype, out.dtype, alignment};
+  };
+  const auto choose_for = [&](const Key& key, float close) {
     grown_ = true;
+    return chosen_.emplace(key, choose(stream, workspace, p, close)).first;
+  };
+  const Key wide = key_of(deterministic_ ? 0 : bucket_of(a.rows), false);
+  auto found = chosen_.find(wide);
+  if (found == chosen_.end()) found = choose_for(wide, kClose);
+  const int64_t narrow_bucket = deterministic_ ? 0 : narrow_bucket_of(a.rows);
+  if (narrow_bucket != 0) {
+    const Key narrow = key_of(narrow_bucket, true);
+    auto own = chosen_.find(narrow);
+    if (own == chosen_.end() && ++uses_[narrow] > kUsesBeforeNarrow) {
+      own = choose_for(narrow, kCloseNarrow);
+    }
+    if (own != chosen_.end()) found = own;
   }
   const float zero = 0.0F;
   const auto run = [&] {
@@ -352,7 +380,7 @@ void CudaGemm::multiply(cudaStream_t stream, void* workspace, const Matrix& out,
   cublasStatus_t status = run();
   if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) {
     // Chosen for another number of rows of this bucket.
-    found->second = choose(stream, workspace, p);
+    found->second = choose(stream, workspace, p, kClose);
     status = run();
   }
   cublas_check(status, "cublasLtMatmul");

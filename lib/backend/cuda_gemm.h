@@ -1,6 +1,8 @@
 // Matrix products by cuBLASLt. For each (sizes, types, alignment) and bucket of rows the library's
 // candidates are timed on the first product of that kind, four launches of each behind a kernel
-// that keeps the queue full; the fastest is kept, also in a file of the user's cache directory
+// that keeps the queue full; the fastest is kept. Rows that are met often are timed again in narrow
+// buckets of 16 or 32: tiles fit them. What was chosen is also in a file of the user's cache
+// directory
 // ($XDG_CACHE_HOME or ~/.cache, mpinfer/), so that later runs on the same GPU and library time
 // nothing. The kernels of that file are brought onto the GPU by a thread of its own while weights
 // are read: each takes 3-4 ms when it is first used, and a run uses a hundred. Deterministic: one
@@ -57,8 +59,9 @@ class CudaGemm {
   static constexpr int64_t kWorkspaceBytes = int64_t{32} << 20;  // one for each stream
 
  private:
-  // n, k, bucket of rows, products at once, types, alignment of a | weight | out in bytes
-  using Key = std::tuple<int64_t, int64_t, int64_t, int32_t, DType, DType, uint32_t>;
+  // n, k, bucket of rows, whether it is a narrow one, products at once, types, alignment of a |
+  // weight | out in bytes
+  using Key = std::tuple<int64_t, int64_t, int64_t, bool, int32_t, DType, DType, uint32_t>;
   struct Problem;
 
   void read_cache(const std::string& gpu);
@@ -71,7 +74,9 @@ class CudaGemm {
   void bring_in(cudaStream_t stream, const Kernel& kernel) const noexcept;
   void write_cache() const noexcept;
   bool in_use(const cublasLtMatmulAlgo_t& algo, DType in, DType out) const;
-  cublasLtMatmulAlgo_t choose(cudaStream_t stream, void* workspace, const Problem& problem);
+  // close: how much slower a kernel that is in use already may be.
+  cublasLtMatmulAlgo_t choose(cudaStream_t stream, void* workspace, const Problem& problem,
+                              float close);
 
   cublasLtHandle_t handle_ = nullptr;
   cublasLtMatmulDesc_t operation_ = nullptr;
@@ -79,6 +84,7 @@ class CudaGemm {
   std::string cache_path_;  // empty: none
   bool grown_ = false;      // since the file was read
   std::map<Key, cublasLtMatmulAlgo_t> chosen_;
+  std::map<Key, int> uses_;  // of narrow buckets without a choice
   std::set<std::pair<int64_t, int64_t>> expected_;
   std::set<std::tuple<DType, DType, std::string>> seen_;  // kernels by the algorithm's bytes
   std::mutex mutex_;

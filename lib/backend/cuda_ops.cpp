@@ -291,6 +291,12 @@ bool CudaBackend::takes_few_rows(const cuda::ProductArgs& args) const {
   return hopper_ && !options_.deterministic && cuda::product_hopper_takes(args);
 }
 
+cuda::BalancedMemory CudaBackend::balanced_memory(Stream stream) {
+  return {static_cast<float*>(gemm_workspace(stream)),
+          static_cast<int32_t*>(balanced_left_) +
+              static_cast<size_t>(stream) * 2 * static_cast<size_t>(num_processors_)};
+}
+
 bool CudaBackend::multiply_few(Stream stream, const Matrix& out, const Matrix& a,
                                const Weight& weight, const void* bias, float scale) {
   const cuda::ProductArgs args = product_of(a, weight);
@@ -314,6 +320,13 @@ void CudaBackend::gemm_gated(Stream stream, const Matrix& out, const Matrix& gat
   const cuda::ProductArgs args = product_of(a, weight);
   const bool stored = out.dtype == a.dtype && out.cols % 4 == 0 && out.stride % 4 == 0 &&
                       reinterpret_cast<uintptr_t>(out.data) % 8 == 0;
+  if (hopper_ && !options_.deterministic &&
+      cuda::product_balanced_takes(args, view(out), num_processors_) &&
+      cuda::product_gated_balanced(stream_of(stream), args, view(out),
+                                   static_cast<const float*>(bias), gate_of(activation),
+                                   balanced_memory(stream), num_processors_)) {
+    return check_launch();
+  }
   if (stored && takes_few_rows(args) &&
       cuda::product_gated_hopper(stream_of(stream), args, view(out),
                                  static_cast<const float*>(bias), gate_of(activation),

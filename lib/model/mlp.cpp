@@ -8,7 +8,7 @@ namespace mpinfer::model {
 // 2,048 would leave a fifth of it idle in the second product of Llama-3.1-8B on two ranks.
 int64_t mlp_chunk_rows(int64_t local_intermediate, DType activation) {
   constexpr int64_t kBytes = int64_t{64} << 20;
-  constexpr int64_t kRows = 1024;
+  constexpr int64_t kRows = 2048;
   const int64_t row_bytes = 3 * local_intermediate * size_of(activation);
   return (kBytes + kRows * row_bytes - 1) / (kRows * row_bytes) * kRows;
 }

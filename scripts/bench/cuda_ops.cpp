@@ -2,7 +2,9 @@
 // limits it: bytes moved over the measured copy bandwidth, or multiply-adds over the measured
 // product of 8192³. Build: ninja bench_cuda_ops; no arguments, or "experts" for Qwen3-30B-A3B's
 // alone (and the numbers of rows), "decode" for its decode attention, "attention" for that of many
-// rows, "layers" (and the numbers of rows) for the products of decode steps in their order. Decode
+// rows, "layers" (and the numbers of rows) for the products of decode steps in their order,
+// "products" (and the numbers of rows) for Llama-3.1-8B's one by one and
+// Qwen3-0.6B's gate and up. Decode
 // attention is what it adds to a product that reads 128 MB, which leaves nothing of it in the L2
 // cache, and the rotary embedding.
 #include <algorithm>
@@ -493,6 +495,17 @@ int main(int argc, char** argv) try {
     if (only == "layers") return 0;
   }
   std::vector<int64_t> expert_rows{64, 256, 512, 1024, 2048, 4096, 16384};
+  if (only == "products") {
+    for (int i = 2; i < argc; ++i) {
+      const int64_t rows = std::stoll(argv[i]);
+      bench.gemm(rows, 6144, 4096);
+      bench.gemm(rows, 4096, 4096);
+      bench.gemm_gated(rows, 28672, 4096);
+      bench.gemm(rows, 4096, 14336);
+      bench.gemm_gated(rows, 6144, 1024);
+    }
+    return 0;
+  }
   if (only == "experts" && argc > 2) {
     expert_rows.clear();
     for (int i = 2; i < argc; ++i) expert_rows.push_back(std::stoll(argv[i]));

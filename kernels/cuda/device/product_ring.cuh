@@ -13,6 +13,13 @@ struct ProductMaps {  // boxes of 64 elements; what is asked for beyond the size
   CUtensorMap weight, rows;
 };
 
+// 16-bit types, k and strides in eights, data aligned to 16 bytes.
+inline bool product_ring_takes(const ProductArgs& a) {
+  const auto aligned = [](const void* p) { return reinterpret_cast<uintptr_t>(p) % 16 == 0; };
+  return a.a.dtype != ElementType::kF32 && a.k % 8 == 0 && a.a.stride % 8 == 0 &&
+         aligned(a.a.data) && aligned(a.weight);
+}
+
 // False: the driver makes no tensor maps.
 inline bool make_product_maps(ProductMaps& maps, const ProductArgs& a, int weight_box,
                               int rows_box) {
@@ -85,10 +92,10 @@ __device__ void feed_ring(const ProductMaps& maps, const RingMemory& memory, int
 }
 
 // A warpgroup: d = the product of so many panels, a's 64 rows and b's columns so many bytes into a
-// stage.
-template <class T, int N>
+// stage. Every thread calls release(stage) when its warp has read that.
+template <class T, int N, class Release>
 __device__ void multiply_panels(float (&d)[N][4], const RingMemory& memory, Ring& ring, int panels,
-                                uint32_t a, uint32_t b, int lane) {
+                                uint32_t a, uint32_t b, Release release) {
   int before = 0;  // the stage of the step before
   for (int k = 0; k < panels; ++k) {
     barrier_wait(memory.full(ring.stage), ring.phase);
@@ -101,13 +108,13 @@ __device__ void multiply_panels(float (&d)[N][4], const RingMemory& memory, Ring
     }
     warpgroup_commit();
     warpgroup_wait<1>();
-    if (k > 0 && lane == 0) barrier_arrive(memory.empty(before));
+    if (k > 0) release(before);
     before = ring.stage;
     ring.advance();
   }
   warpgroup_wait<0>();
   warpgroup_settle(d);
-  if (lane == 0) barrier_arrive(memory.empty(before));
+  release(before);
 }
 
 }  // namespace mpinfer::kernels::cuda

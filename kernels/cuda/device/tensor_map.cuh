@@ -48,6 +48,15 @@ __device__ inline void copy_box(uint32_t to, const CUtensorMap& map, int element
       "l"(&map), "r"(element), "r"(row), "r"(barrier)
       : "memory");
 }
+// To the same place in each block of the cluster whose bit is set, counted by its barrier.
+__device__ inline void copy_box_to_blocks(uint32_t to, const CUtensorMap& map, int element, int row,
+                                          uint32_t barrier, uint16_t blocks) {
+  asm volatile(
+      "cp.async.bulk.tensor.2d.shared::cluster.global.tile.mbarrier::complete_tx::bytes"
+      ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+      "l"(&map), "r"(element), "r"(row), "r"(barrier), "h"(blocks)
+      : "memory");
+}
 // The other way; what lies outside the tensor is left out. What was written to shared memory is
 // fenced before (fence_shared_writes, then a barrier).
 __device__ inline void store_box(const CUtensorMap& map, int element, int row, uint32_t from) {

@@ -55,6 +55,14 @@ __device__ inline void fence_shared_writes() {
 #define MPINFER_PLACES_48 MPINFER_PLACES_40 ", %40, %41, %42, %43, %44, %45, %46, %47"
 #define MPINFER_PLACES_56 MPINFER_PLACES_48 ", %48, %49, %50, %51, %52, %53, %54, %55"
 #define MPINFER_PLACES_64 MPINFER_PLACES_56 ", %56, %57, %58, %59, %60, %61, %62, %63"
+#define MPINFER_PLACES_72 MPINFER_PLACES_64 ", %64, %65, %66, %67, %68, %69, %70, %71"
+#define MPINFER_PLACES_80 MPINFER_PLACES_72 ", %72, %73, %74, %75, %76, %77, %78, %79"
+#define MPINFER_PLACES_88 MPINFER_PLACES_80 ", %80, %81, %82, %83, %84, %85, %86, %87"
+#define MPINFER_PLACES_96 MPINFER_PLACES_88 ", %88, %89, %90, %91, %92, %93, %94, %95"
+#define MPINFER_PLACES_104 MPINFER_PLACES_96 ", %96, %97, %98, %99, %100, %101, %102, %103"
+#define MPINFER_PLACES_112 MPINFER_PLACES_104 ", %104, %105, %106, %107, %108, %109, %110, %111"
+#define MPINFER_PLACES_120 MPINFER_PLACES_112 ", %112, %113, %114, %115, %116, %117, %118, %119"
+#define MPINFER_PLACES_128 MPINFER_PLACES_120 ", %120, %121, %122, %123, %124, %125, %126, %127"
 #define MPINFER_GROUP(d, n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
 #define MPINFER_GROUPS_2(d, n) MPINFER_GROUP(d, n), MPINFER_GROUP(d, n + 1)
 #define MPINFER_GROUPS_4(d, n) MPINFER_GROUPS_2(d, n), MPINFER_GROUPS_2(d, n + 2)
@@ -64,6 +72,14 @@ __device__ inline void fence_shared_writes() {
 #define MPINFER_GROUPS_12(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_4(d, n + 8)
 #define MPINFER_GROUPS_14(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_6(d, n + 8)
 #define MPINFER_GROUPS_16(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_8(d, n + 8)
+#define MPINFER_GROUPS_18(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_2(d, n + 16)
+#define MPINFER_GROUPS_20(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_4(d, n + 16)
+#define MPINFER_GROUPS_22(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_6(d, n + 16)
+#define MPINFER_GROUPS_24(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_8(d, n + 16)
+#define MPINFER_GROUPS_26(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_10(d, n + 16)
+#define MPINFER_GROUPS_28(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_12(d, n + 16)
+#define MPINFER_GROUPS_30(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_14(d, n + 16)
+#define MPINFER_GROUPS_32(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_16(d, n + 16)
 
 // d (+)= a · bᵀ: a 64×16 and b columns×16, both in shared memory, k together. a_at, b_at, use_at:
 // the places of a, b and accumulate, behind the accumulators.
@@ -108,6 +124,14 @@ __device__ inline void warpgroup_multiply(float (&d)[N][4], uint64_t a, uint64_t
   MPINFER_CASE(12, "96", MPINFER_PLACES_48, "48", "49", "50")
   MPINFER_CASE(14, "112", MPINFER_PLACES_56, "56", "57", "58")
   MPINFER_CASE(16, "128", MPINFER_PLACES_64, "64", "65", "66")
+  MPINFER_CASE(18, "144", MPINFER_PLACES_72, "72", "73", "74")
+  MPINFER_CASE(20, "160", MPINFER_PLACES_80, "80", "81", "82")
+  MPINFER_CASE(22, "176", MPINFER_PLACES_88, "88", "89", "90")
+  MPINFER_CASE(24, "192", MPINFER_PLACES_96, "96", "97", "98")
+  MPINFER_CASE(26, "208", MPINFER_PLACES_104, "104", "105", "106")
+  MPINFER_CASE(28, "224", MPINFER_PLACES_112, "112", "113", "114")
+  MPINFER_CASE(30, "240", MPINFER_PLACES_120, "120", "121", "122")
+  MPINFER_CASE(32, "256", MPINFER_PLACES_128, "128", "129", "130")
   else {
     static_assert(N == 0, "no product of this width");
   }
@@ -138,6 +162,14 @@ __device__ inline void warpgroup_multiply(float (&d)[16][4], const uint32_t (&a)
 
 #undef MPINFER_MULTIPLY_REGISTERS
 #undef MPINFER_MULTIPLY_SHARED
+#undef MPINFER_GROUPS_32
+#undef MPINFER_GROUPS_30
+#undef MPINFER_GROUPS_28
+#undef MPINFER_GROUPS_26
+#undef MPINFER_GROUPS_24
+#undef MPINFER_GROUPS_22
+#undef MPINFER_GROUPS_20
+#undef MPINFER_GROUPS_18
 #undef MPINFER_GROUPS_16
 #undef MPINFER_GROUPS_14
 #undef MPINFER_GROUPS_12
@@ -147,6 +179,14 @@ __device__ inline void warpgroup_multiply(float (&d)[16][4], const uint32_t (&a)
 #undef MPINFER_GROUPS_4
 #undef MPINFER_GROUPS_2
 #undef MPINFER_GROUP
+#undef MPINFER_PLACES_128
+#undef MPINFER_PLACES_120
+#undef MPINFER_PLACES_112
+#undef MPINFER_PLACES_104
+#undef MPINFER_PLACES_96
+#undef MPINFER_PLACES_88
+#undef MPINFER_PLACES_80
+#undef MPINFER_PLACES_72
 #undef MPINFER_PLACES_64
 #undef MPINFER_PLACES_56
 #undef MPINFER_PLACES_48
