@@ -5,6 +5,7 @@
 #include <algorithm>
 #include <cmath>
 #include <filesystem>
+#include <limits>
 
 #include "lib/backend/cuda_backend.h"
 #include "lib/model/config.h"
@@ -16,6 +17,9 @@ namespace mpinfer::model::test {
 namespace {
 
 constexpr double kTolerance = 1e-4;  // of the largest logit, and of a gap that counts
+// Of bf16, by norms: on an H200 these models are at most 1.8e-2 from float32, where transformers'
+// bf16 of the same files is up to 2.6e-2.
+constexpr double kFirstTokenTolerance = 2.5e-2;
 
 std::string model_directory(const std::string& name) {
   return fmt::format("{}/{}", MPINFER_GOLDEN_DIR, name);
@@ -96,23 +100,37 @@ double largest_logit(const Golden& golden) {
   return largest;
 }
 
-// Share of the golden's rows whose logits are further away than tolerance, by norms.
+// How far logits are from the golden's row i, by norms; infinite where one is not a number.
+double row_error(const Answers& answers, size_t sequence, const Golden& golden, size_t i) {
+  const size_t vocab = golden.logits.size() / golden.positions.size();
+  const std::vector<float>& row = answers.logits.at({sequence, golden.positions[i]});
+  double difference = 0;
+  double norm = 0;
+  for (size_t v = 0; v < vocab; ++v) {
+    const double expected = golden.logits[i * vocab + v];
+    difference += (row[v] - expected) * (row[v] - expected);
+    norm += expected * expected;
+  }
+  const double error = std::sqrt(difference / norm);
+  return std::isnan(error) ? std::numeric_limits<double>::infinity() : error;
+}
+
+// Share of the golden's rows whose logits are further away than tolerance.
 double share_of_far_rows(const Answers& answers, size_t sequence, const Golden& golden,
                          double tolerance) {
-  const size_t vocab = golden.logits.size() / golden.positions.size();
   double far = 0;
   for (size_t i = 0; i < golden.positions.size(); ++i) {
-    const std::vector<float>& row = answers.logits.at({sequence, golden.positions[i]});
-    double difference = 0;
-    double norm = 0;
-    for (size_t v = 0; v < vocab; ++v) {
-      const double expected = golden.logits[i * vocab + v];
-      difference += (row[v] - expected) * (row[v] - expected);
-      norm += expected * expected;
-    }
-    if (!(difference < tolerance * tolerance * norm)) ++far;
+    if (row_error(answers, sequence, golden, i) >= tolerance) ++far;
   }
   return far / static_cast<double>(golden.positions.size());
+}
+
+double first_token_error(const Answers& answers, size_t sequence, const Golden& golden) {
+  const auto first = std::find(golden.positions.begin(), golden.positions.end(),
+                               golden.sequence.prompt_length - 1);
+  REQUIRE(first != golden.positions.end());
+  return row_error(answers, sequence, golden,
+                   static_cast<size_t>(first - golden.positions.begin()));
 }
 
 // Where the two likeliest are further apart than gap.
@@ -201,6 +219,7 @@ TEST_CASE("logits and greedy tokens equal transformers' on a CUDA device") {
           if (exact) CHECK(logit_error(answers, s, goldens[s]) < kTolerance);
           const bool experts = load_model_config(directory).has_experts();
           CHECK(share_of_far_rows(answers, s, goldens[s], 4e-2) <= (experts ? 0.5 : 0.0));
+          CHECK(first_token_error(answers, s, goldens[s]) < kFirstTokenTolerance);
           const double gap = exact ? kTolerance : 2e-2 * largest_logit(goldens[s]);
           const auto steps = static_cast<double>(goldens[s].gaps.size());
           const double most = experts && !exact ? 0.25 * steps : 0.0;
