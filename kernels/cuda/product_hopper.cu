@@ -34,7 +34,8 @@ struct MaxEnd {
 };
 
 // A thread has two rows, lane / 4 and eight more, and of every eight columns two: gate and up of
-// one output. Four groups of eight columns make four outputs, eight bytes a lane.
+// one output. Four groups of eight columns make four outputs, eight bytes a lane; the last groups
+// may be fewer.
 template <class T, ExpertGate kGate, int N>
 __device__ void finish(const Work& w, const GateEnd& end, const float (&d)[N / 8][4], int tile,
                        int row0, int lane) {
@@ -50,6 +51,10 @@ __device__ void finish(const Work& w, const GateEnd& end, const float (&d)[N / 8
       uint32_t words[4];
 #pragma unroll
       for (int g = 0; g < 4; ++g) {
+        if (n + g >= N / 8) {
+          words[g] = 0;
+          continue;
+        }
         float gate = d[n + g][2 * h];
         float up = d[n + g][2 * h + 1];
         const int column = (n + g) * 8 + quad * 2;
@@ -61,7 +66,7 @@ __device__ void finish(const Work& w, const GateEnd& end, const float (&d)[N / 8
       }
       transpose_words(words, lane);
       const int column = (n + quad) * 4;
-      if (row < w.num_rows && column < left / 2) {
+      if (row < w.num_rows && column < min(left, N) / 2) {
         *reinterpret_cast<uint2*>(to + column) = make_uint2((words[0] & 0xffffU) | words[1] << 16,
                                                             (words[2] & 0xffffU) | words[3] << 16);
       }
@@ -152,7 +157,7 @@ __global__ void __launch_bounds__(kMostThreads, 1)
 int choose_columns(int64_t n, int num_processors) {
   int best = 0;
   int64_t least = 0;
-  for (const int columns : {64, 96, 128}) {
+  for (const int columns : {64, 96, 112, 128}) {
     const int64_t tiles = (n + columns - 1) / columns;
     const int64_t most = (tiles + num_processors - 1) / num_processors * columns;
     if (best == 0 || most <= least) {
@@ -197,6 +202,7 @@ int launch_columns(cudaStream_t stream, const ProductArgs& a, const End& end, in
   if (!make_work(work, a, columns)) return 0;
   if (columns == 64) return launch_product<T, kGate, 64>(stream, work, end, num_processors);
   if (columns == 96) return launch_product<T, kGate, 96>(stream, work, end, num_processors);
+  if (columns == 112) return launch_product<T, kGate, 112>(stream, work, end, num_processors);
   return launch_product<T, kGate, 128>(stream, work, end, num_processors);
 }
 
