@@ -199,16 +199,17 @@ bool product_hopper_takes(const ProductArgs& args);
 // in eights, out's stride in fours, out aligned to 8 bytes. False: the driver makes no tensor maps.
 bool product_gated_hopper(cudaStream_t stream, const ProductArgs& args, const View& out,
                           const float* bias, Gate gate, int num_processors);
-// Whether product_gated_balanced takes these sizes and is faster than what others compute: as
-// product_hopper_takes but for the rows, n in sixteens; out of a's type in eights and aligned to 16
-// bytes.
+// Whether product_gated_balanced takes these sizes and is faster than what others compute: 129 to
+// 256 or 1,025 to 4,096 rows, n in sixteens, tiles of 256 outputs and rows for every second
+// processor, else as product_hopper_takes; out of a's type in eights and aligned to 16 bytes.
 bool product_balanced_takes(const ProductArgs& args, const View& out, int num_processors);
-struct BalancedMemory {     // of one stream
-  float* sums = nullptr;    // product_balanced_sums() of them
+inline constexpr int64_t kBalancedSums = int64_t{256} * 128;  // of a processor
+inline constexpr int32_t kBalancedProcessors = 256;           // at most
+struct BalancedMemory {                                       // of one stream
+  float* sums = nullptr;                                      // kBalancedSums a processor
   int32_t* left = nullptr;  // two a processor, zeros before the first launch
 };
-int64_t product_balanced_sums(int num_processors);
-// The same as product_gated_hopper.
+// What product_gated_hopper gives, of what product_balanced_takes.
 bool product_gated_balanced(cudaStream_t stream, const ProductArgs& args, const View& out,
                             const float* bias, Gate gate, const BalancedMemory& memory,
                             int num_processors);

@@ -18,6 +18,7 @@ constexpr int kThreads = 3 * 128;
 constexpr int kMostRows = 256;  // of a tile
 constexpr int kMostBytes = 226 * 1024;
 constexpr uint32_t kWeightBytes = kOutputs * 128;  // of a panel
+static_assert(kMostRows * kOutputs == kBalancedSums);
 
 struct Work {
   CUtensorMap weight;  // gates and ups of eight outputs each in turn
@@ -26,7 +27,7 @@ struct Work {
   const float* bias;  // [n] or null
   float* sums;        // [blocks][N / 8][256 threads][4]
   int32_t* left;      // [blocks][2], whether sums are there; zeros between launches
-  int32_t num_rows, n, panels;
+  int32_t n, panels;
   int32_t row_tiles;
   int32_t tiles;
   int32_t cut;  // of them, the first
@@ -34,8 +35,8 @@ struct Work {
   Gate gate;
 };
 
-// Gates and ups alternate in the weight's rows; a box holds eight gates, then their ups, and so on:
-// a thread of the product has both.
+// Strides need not grow from one dimension to the next. Gates and ups alternate in the weight's
+// rows; a box holds eight gates, then their ups, and so on: a thread of the product has both.
 bool make_gates_map(CUtensorMap& map, const ProductArgs& a) {
   const auto row = static_cast<cuuint64_t>(a.k) * 2;
   return make_map<4>(map, a.weight,
@@ -248,8 +249,9 @@ __global__ void __launch_bounds__(kThreads, 1) balanced_kernel(const __grid_cons
   const uint32_t base = (shared_address(memory_start) + 1023U) & ~1023U;
   const RingMemory memory{base, kWeightBytes, kWeightBytes + N * 128};
   const auto rank = static_cast<int>(cluster_rank());
-  const int cluster = static_cast<int>(blockIdx.x) / 2;
   const int num_clusters = static_cast<int>(gridDim.x) / 2;
+  // Who waits for the one behind it starts after that one.
+  const int cluster = num_clusters - 1 - static_cast<int>(blockIdx.x) / 2;
   if (threadIdx.x == 0) {
     for (int s = 0; s < w.stages; ++s) {
       barrier_init(memory.full(s), 1);
@@ -307,17 +309,13 @@ void choose_rows(cudaStream_t stream, Work& work, int rows, int num_clusters) {
 
 }  // namespace
 
-int64_t product_balanced_sums(int num_processors) {
-  return int64_t{num_processors} * kMostRows * kOutputs;
-}
-
 // A tile for every cluster at least. Between 256 and 1,024 rows the
 // library's products and a kernel for the gate are as fast.
 bool product_balanced_takes(const ProductArgs& a, const View& out, int num_processors) {
   const int64_t pairs = (a.n + 2 * kOutputs - 1) / (2 * kOutputs);
   const int64_t row_tiles = (a.rows + kMostRows - 1) / kMostRows;
-  return product_ring_takes(a) && a.n % 16 == 0 && pairs * row_tiles >= num_processors / 2 &&
-         out.dtype == a.a.dtype && out.stride % 8 == 0 &&
+  return product_ring_takes(a) && a.n % 16 == 0 && num_processors <= kBalancedProcessors &&
+         pairs * row_tiles >= num_processors / 2 && out.dtype == a.a.dtype && out.stride % 8 == 0 &&
          reinterpret_cast<uintptr_t>(out.data) % 16 == 0 &&
          ((a.rows > kMostRows / 2 && a.rows <= kMostRows) || (a.rows > 1024 && a.rows <= 4096));
 }
@@ -327,8 +325,7 @@ bool product_gated_balanced(cudaStream_t stream, const ProductArgs& a, const Vie
                             int num_processors) {
   Work work{};
   const int64_t row_tiles = (a.rows + kMostRows - 1) / kMostRows;
-  const int64_t rows =
-      std::max<int64_t>(144, (a.rows + row_tiles * 16 - 1) / (row_tiles * 16) * 16);
+  const int64_t rows = (a.rows + row_tiles * 16 - 1) / (row_tiles * 16) * 16;  // of a tile
   if (!make_gates_map(work.weight, a) ||
       !make_rows_map(work.rows, a.a.data, a.k, a.rows, a.a.stride, static_cast<int>(rows / 2)) ||
       !make_rows_map(work.out, out.data, a.n / 2, a.rows, out.stride, static_cast<int>(rows))) {
@@ -337,7 +334,6 @@ bool product_gated_balanced(cudaStream_t stream, const ProductArgs& a, const Vie
   work.bias = bias;
   work.sums = memory.sums;
   work.left = memory.left;
-  work.num_rows = static_cast<int32_t>(a.rows);
   work.n = static_cast<int32_t>(a.n);
   work.panels = static_cast<int32_t>((a.k + 63) / 64);
   work.row_tiles = static_cast<int32_t>(row_tiles);

@@ -103,9 +103,6 @@ CudaBackend::CudaBackend(const CudaOptions& options) : options_(options) {
   const int64_t left_bytes = int64_t{num_processors_} * 2 * 4 * kNumStreams;
   balanced_left_ = device_memory(left_bytes);
   MPINFER_CUDA(cudaMemset(balanced_left_, 0, static_cast<size_t>(left_bytes)));
-  MPINFER_CHECK(
-      kernels::cuda::product_balanced_sums(num_processors_) * 4 <= CudaGemm::kWorkspaceBytes,
-      "{} processors", num_processors_);
   gemm_workspace(Stream::kCompute);
 }
 

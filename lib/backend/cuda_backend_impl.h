@@ -106,8 +106,8 @@ class CudaBackend final : public Backend {
  private:
   // Whether the products of few rows take these.
   bool takes_few_rows(const kernels::cuda::ProductArgs& args) const;
-  // False: the library's are to be used.
   kernels::cuda::BalancedMemory balanced_memory(Stream stream);
+  // False: the library's are to be used.
   bool multiply_few(Stream stream, const Matrix& out, const Matrix& a, const Weight& weight,
                     const void* bias, float scale);
   void attend_latent(Stream stream, const kernels::cuda::AttentionArgs& args,
@@ -134,7 +134,7 @@ class CudaBackend final : public Backend {
   void* logits_tile_ = nullptr;  // f32, of lm_head_max
   void* split_partials_ = nullptr;
   void* split_counters_ = nullptr;
-  void* balanced_left_ = nullptr;
+  void* balanced_left_ = nullptr;    // BalancedMemory::left of each stream
   void* expert_counters_ = nullptr;  // zero between calls, a part for each stream
   Buffer expert_staging_;            // rows on their way into tiles
 };

@@ -27,6 +27,7 @@ constexpr int64_t kHoldNanoseconds = 40000;
 // A kernel that is used already is taken where it is so close to the fastest: bringing another onto
 // the GPU costs milliseconds in every run.
 constexpr float kClose = 1.03F;
+constexpr int64_t kMostExperts = 1024;
 constexpr int64_t kPreloadSize = 512;  // n, k of the small products that bring kernels in
 constexpr int64_t kPreloadBytes = kPreloadSize * kPreloadSize * 4;
 
@@ -42,7 +43,7 @@ cudaDataType_t cuda_type(DType dtype) {
 }
 
 // Products of a narrow bucket that go by the wide one's choice before a choice of their own pays:
-// timing costs as much as some thirty of them.
+// timing costs as much as some thirty of them, and 3-4 ms for a kernel that no product used before.
 constexpr int kUsesBeforeNarrow = 128;
 constexpr float kCloseNarrow = 1.01F;
 
@@ -55,8 +56,9 @@ int64_t bucket_of(int64_t rows) {
   return (rows + step - 1) / step * step;
 }
 
-// Rows that fill the same tiles; 0: the wide bucket is narrow enough. Within a wide one the kernel
-// that is best for some rows takes others 10 to 30 % longer than theirs.
+// Rows that fill the same tiles; 0: they have the wide bucket alone, which is narrow itself, or has
+// so many rows that tiles matter little. Within a wide one the kernel that is best for some rows
+// takes others 10 to 30 % longer than theirs.
 int64_t narrow_bucket_of(int64_t rows) {
   if (rows <= 128 || rows > 4096) return 0;
   const int64_t step = rows <= 1024 ? 16 : 32;
@@ -308,7 +310,7 @@ cublasLtMatmulAlgo_t CudaGemm::choose(cudaStream_t stream, void* workspace, cons
   if (deterministic_ || found == 1) return results[0].algo;
   Timer timer;
   std::vector<float> times(static_cast<size_t>(found), 1e30F);
-  float fastest = 1e30F;
+  float fastest_once = 1e30F;
   const float zero = 0.0F;
   for (int i = 0; i < found; ++i) {
     const auto run = [&] {
@@ -330,8 +332,9 @@ cublasLtMatmulAlgo_t CudaGemm::choose(cudaStream_t stream, void* workspace, cons
     };
     float& time = times[static_cast<size_t>(i)];
     time = measured(1);
-    if (time < kHopeless * fastest) time = measured(kRepeats);
-    fastest = std::min(fastest, time);
+    const bool hopeless = time > kHopeless * fastest_once;
+    fastest_once = std::min(fastest_once, time);
+    if (!hopeless) time = measured(kRepeats);
   }
   auto best = static_cast<size_t>(std::min_element(times.begin(), times.end()) - times.begin());
   float least = close * times[best];
@@ -370,14 +373,22 @@ void CudaGemm::multiply(cudaStream_t stream, void* workspace, const Matrix& out,
   const Key wide = key_of(deterministic_ ? 0 : bucket_of(a.rows), false);
   auto found = chosen_.find(wide);
   if (found == chosen_.end()) found = choose_for(wide, kClose);
-  const int64_t narrow_bucket = deterministic_ ? 0 : narrow_bucket_of(a.rows);
+  float close = kClose;
+  // Not a router's, which every tp rank multiplies: a choice that changed during a run could make
+  // ranks differ about a row's experts.
+  const bool router = out.dtype == DType::kF32 && n <= kMostExperts;
+  const int64_t narrow_bucket = deterministic_ || router ? 0 : narrow_bucket_of(a.rows);
   if (narrow_bucket != 0) {
     const Key narrow = key_of(narrow_bucket, true);
     auto own = chosen_.find(narrow);
     if (own == chosen_.end() && ++uses_[narrow] > kUsesBeforeNarrow) {
       own = choose_for(narrow, kCloseNarrow);
+      uses_.erase(narrow);
     }
-    if (own != chosen_.end()) found = own;
+    if (own != chosen_.end()) {
+      found = own;
+      close = kCloseNarrow;
+    }
   }
   const float zero = 0.0F;
   const auto run = [&] {
@@ -388,7 +399,8 @@ void CudaGemm::multiply(cudaStream_t stream, void* workspace, const Matrix& out,
   cublasStatus_t status = run();
   if (status == CUBLAS_STATUS_NOT_SUPPORTED || status == CUBLAS_STATUS_INVALID_VALUE) {
     // Chosen for another number of rows of this bucket.
-    found->second = choose(stream, workspace, p, kClose);
+    found->second = choose(stream, workspace, p, close);
+    grown_ = true;
     status = run();
   }
   cublas_check(status, "cublasLtMatmul");

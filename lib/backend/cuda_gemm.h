@@ -1,8 +1,7 @@
 // Matrix products by cuBLASLt. For each (sizes, types, alignment) and bucket of rows the library's
-// candidates are timed on the first product of that kind, four launches of each behind a kernel
-// that keeps the queue full; the fastest is kept. Rows that are met often are timed again in narrow
-// buckets of 16 or 32: tiles fit them. What was chosen is also in a file of the user's cache
-// directory
+// candidates are timed on the first product of that kind, behind a kernel that keeps the queue
+// full, and the fastest is kept. Rows that are met often are timed again in narrow buckets of 16 or
+// 32: tiles fit them. What was chosen is also in a file of the user's cache directory
 // ($XDG_CACHE_HOME or ~/.cache, mpinfer/), so that later runs on the same GPU and library time
 // nothing. The kernels of that file are brought onto the GPU by a thread of its own while weights
 // are read: each takes 3-4 ms when it is first used, and a run uses a hundred. Deterministic: one

@@ -292,6 +292,7 @@ bool CudaBackend::takes_few_rows(const cuda::ProductArgs& args) const {
 }
 
 cuda::BalancedMemory CudaBackend::balanced_memory(Stream stream) {
+  static_assert(cuda::kBalancedSums * cuda::kBalancedProcessors * 4 <= CudaGemm::kWorkspaceBytes);
   return {static_cast<float*>(gemm_workspace(stream)),
           static_cast<int32_t*>(balanced_left_) +
               static_cast<size_t>(stream) * 2 * static_cast<size_t>(num_processors_)};

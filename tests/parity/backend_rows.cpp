@@ -339,6 +339,54 @@ TEST_CASE("gemm_gated equals a product, a bias and a gate, for few rows and many
   }
 }
 
+// Of 132 processors: 66 tiles of 256 outputs, one for each cluster, or 67, which are cut; several
+// tiles of rows, of which the first are cut and the others whole. Each goes round its ring of
+// stages several times.
+TEST_CASE("gemm_gated of many rows, in tiles that are whole and tiles that are cut") {
+  if (cuda_device_count() == 0) {
+    WARN("no CUDA device: skipped");
+    return;
+  }
+  Random random(29);
+  constexpr int64_t kInner = 1032;
+  for (const DType dtype : {DType::kBF16, DType::kF16}) {
+    const auto backend = make_cuda_backend({.activation_dtype = dtype});
+    for (const int64_t cols : {8448, 8456}) {
+      const auto w = rounded(random_floats(random, 2 * cols * kInner, 0.05F), dtype);
+      const auto bias = random_floats(random, 2 * cols);
+      const PackedWeight weight(*backend, 2 * cols, kInner, dtype, w, dtype);
+      const DeviceArray<float> device_bias(*backend, bias);
+      for (const int64_t rows : {129, 150, 165, 190, 200, 220, 230, 256, 1025, 1400}) {
+        CAPTURE(name_of(dtype), rows, cols);
+        const auto x = rounded(random_floats(random, rows * kInner), dtype);
+        const DeviceMatrix in(*backend, rows, kInner, x);
+        const DeviceMatrix between(*backend, rows, 2 * cols, dtype);
+        const DeviceMatrix out(*backend, rows, cols, dtype);
+        backend->gemm_gated(Stream::kCompute, out.view(), between.view(), in.view(), weight.view(),
+                            device_bias.data(), Activation::kSilu);
+        const auto all = out.read();
+        std::vector<float> got;
+        std::vector<double> want;
+        for (int64_t r = 0; r < rows; ++r) {
+          for (int64_t c = r % 97; c < cols; c += 97) {
+            const auto sum = [&](int64_t n) {
+              double total = bias[static_cast<size_t>(n)];
+              for (int64_t k = 0; k < kInner; ++k) {
+                total += static_cast<double>(x[static_cast<size_t>(r * kInner + k)]) *
+                         static_cast<double>(w[static_cast<size_t>(n * kInner + k)]);
+              }
+              return total;
+            };
+            got.push_back(all[static_cast<size_t>(r * cols + c)]);
+            want.push_back(activated(sum(2 * c), Activation::kSilu) * sum(2 * c + 1));
+          }
+        }
+        check_close(got, want, tolerance(*backend), 4.0);
+      }
+    }
+  }
+}
+
 TEST_CASE("gather_rows, copy, fill and slots") {
   Random random(26);
   for (const Maker& maker : makers()) {

@@ -1,4 +1,4 @@
-// How the products of few rows are fed on sm_90a: one thread fetches panels of 64 elements of
+// How products are fed on sm_90a: one thread fetches panels of 64 elements of
 // weight and rows through a ring of stages, each with a barrier that says full and one that says
 // empty. The weight does not depend on the kernel before, so the ring is filled with it while that
 // one still runs; rows follow when it is done.
