@@ -7,54 +7,55 @@ namespace mpinfer::kernels::cuda {
 namespace {
 
 constexpr int kAtOnce = 8;
+constexpr int kMostChoices = 32;
+constexpr int kFewThreads = 512;  // as many registers as they like
 
-template <class T, int kWide>
+// A row's choices, in shared memory: registers of every thread are for their values, so that all of
+// a group are on their way at once.
 struct Choices {
-  const T* part[kAtOnce];  // a readable row even where there is no choice
-  float weight[kAtOnce];
-  bool here[kAtOnce];
+  int32_t places[kMostChoices];  // -1: none, or of no local expert
+  float weights[kMostChoices];   // then 0
 };
 
-template <class T, int kWide>
-__device__ Choices<T, kWide> choices_of(const CombineArgs& a, int64_t row, int32_t first) {
-  Choices<T, kWide> out;
-#pragma unroll
-  for (int j = 0; j < kAtOnce; ++j) {
-    const int64_t choice = row * a.top_k + min(first + j, a.top_k - 1);
-    const int e = a.experts[choice] - a.first_expert;
-    out.here[j] = first + j < a.top_k && e >= 0 && e < a.num_experts;
-    out.part[j] =
-        static_cast<const T*>(a.parts.data) + (out.here[j] ? a.places[choice] : 0) * a.parts.stride;
-    out.weight[j] = a.weights[choice];
-  }
-  return out;
+__device__ inline void find_choice(Choices& out, const CombineArgs& a, int64_t row, int j) {
+  const int64_t choice = row * a.top_k + min(j, a.top_k - 1);
+  const int e = a.experts[choice] - a.first_expert;
+  const bool here = j < a.top_k && e >= 0 && e < a.num_experts;
+  out.places[j] = here ? a.places[choice] : -1;
+  out.weights[j] = here ? a.weights[choice] : 0.0F;
 }
 
 template <class T, int kWide>
-__device__ void add_parts(const Choices<T, kWide>& choices, int64_t c, float (&sums)[kWide]) {
+__device__ void add_parts(const CombineArgs& a, const Choices& choices, int first, int64_t c,
+                          float (&sums)[kWide]) {
   Vector<T, kWide> part[kAtOnce];
 #pragma unroll
-  for (int j = 0; j < kAtOnce; ++j) {
-    part[j] = *reinterpret_cast<const Vector<T, kWide>*>(choices.part[j] + c);
+  for (int j = 0; j < kAtOnce; ++j) {  // a readable row even where there is no choice
+    part[j] = *reinterpret_cast<const Vector<T, kWide>*>(
+        static_cast<const T*>(a.parts.data) + max(0, choices.places[first + j]) * a.parts.stride +
+        c);
   }
 #pragma unroll
   for (int j = 0; j < kAtOnce; ++j) {
+    const bool here = choices.places[first + j] >= 0;
+    const float weight = choices.weights[first + j];
 #pragma unroll
     for (int i = 0; i < kWide; ++i) {
-      const float sum = fmaf(choices.weight[j], to_float(part[j].v[i]), sums[i]);
-      sums[i] = choices.here[j] ? sum : sums[i];
+      const float sum = fmaf(weight, to_float(part[j].v[i]), sums[i]);
+      sums[i] = here ? sum : sums[i];
     }
   }
 }
 
 // A block a row, kWide elements a thread.
-template <class T, int kWide, bool kAdd>
-__global__ void __launch_bounds__(1024) combine_kernel(CombineArgs a) {
+template <class T, int kWide, bool kAdd, int kMostThreads>
+__global__ void __launch_bounds__(kMostThreads, 1) combine_kernel(CombineArgs a) {
+  __shared__ Choices choices;
   let_next_start();
   const int64_t row = blockIdx.x;
   const int64_t c = int64_t{threadIdx.x} * kWide;
   const bool exists = c < a.cols;
-  Choices<T, kWide> choices = choices_of<T, kWide>(a, row, 0);
+  if (threadIdx.x < kMostChoices) find_choice(choices, a, row, static_cast<int>(threadIdx.x));
   Vector<T, kWide> old;
   Vector<float, kWide> norm;
   T* residual = nullptr;
@@ -65,12 +66,12 @@ __global__ void __launch_bounds__(1024) combine_kernel(CombineArgs a) {
     residual = static_cast<T*>(a.residual.data) + row * a.residual.stride + c;
     old = *reinterpret_cast<const Vector<T, kWide>*>(residual);
   }
+  __syncthreads();
   wait_for_previous();
   float sums[kWide] = {};
   if (exists) {
-    add_parts(choices, c, sums);
-    for (int32_t first = kAtOnce; first < a.top_k; first += kAtOnce) {
-      add_parts(choices_of<T, kWide>(a, row, first), c, sums);
+    for (int32_t first = 0; first < a.top_k; first += kAtOnce) {
+      add_parts<T>(a, choices, first, c, sums);
     }
   }
   Vector<T, kWide> to;
@@ -103,24 +104,27 @@ __global__ void __launch_bounds__(1024) combine_kernel(CombineArgs a) {
   }
 }
 
-// Any width and alignment; the sum alone.
+// Any width, alignment and number of choices; the sum alone.
 template <class T>
 __global__ void combine_any_kernel(CombineArgs a) {
   wait_for_previous();
   const int64_t row = blockIdx.x;
   for (int64_t c = threadIdx.x; c < a.cols; c += blockDim.x) {
-    float sums[1] = {};
-    for (int32_t first = 0; first < a.top_k; first += kAtOnce) {
-      add_parts(choices_of<T, 1>(a, row, first), c, sums);
+    float sum = 0.0F;
+    for (int64_t choice = row * a.top_k; choice < (row + 1) * a.top_k; ++choice) {
+      const int e = a.experts[choice] - a.first_expert;
+      if (e < 0 || e >= a.num_experts) continue;
+      const T* part = static_cast<const T*>(a.parts.data) + a.places[choice] * a.parts.stride;
+      sum = fmaf(a.weights[choice], to_float(part[c]), sum);
     }
-    static_cast<T*>(a.out.data)[row * a.out.stride + c] = from_float<T>(sums[0]);
+    static_cast<T*>(a.out.data)[row * a.out.stride + c] = from_float<T>(sum);
   }
 }
 
 bool is_wide(const CombineArgs& a) {
   const int64_t wide = 16 / size_of(a.parts.dtype);
-  return a.cols % wide == 0 && a.cols / wide <= 1024 && aligned_for(a.parts, wide) &&
-         (a.out.data == nullptr || aligned_for(a.out, wide)) &&
+  return a.top_k <= kMostChoices && a.cols % wide == 0 && a.cols / wide <= 1024 &&
+         aligned_for(a.parts, wide) && (a.out.data == nullptr || aligned_for(a.out, wide)) &&
          (a.residual.data == nullptr || aligned_for(a.residual, wide)) &&
          reinterpret_cast<uintptr_t>(a.norm_weight) % 16 == 0;
 }
@@ -136,9 +140,15 @@ bool combine_experts(cudaStream_t stream, const CombineArgs& args) {
     const auto rows = static_cast<unsigned>(args.rows);
     if (!wide) return launch(combine_any_kernel<T>, rows, 256, 0, stream, args);
     const auto threads = static_cast<unsigned>((args.cols / kWide + 31) / 32 * 32);
-    args.residual.data == nullptr
-        ? launch(combine_kernel<T, kWide, false>, rows, threads, 0, stream, args)
-        : launch(combine_kernel<T, kWide, true>, rows, threads, 0, stream, args);
+    const bool add = args.residual.data != nullptr;
+    if (threads <= kFewThreads) {
+      launch(add ? combine_kernel<T, kWide, true, kFewThreads>
+                 : combine_kernel<T, kWide, false, kFewThreads>,
+             rows, threads, 0, stream, args);
+    } else {
+      launch(add ? combine_kernel<T, kWide, true, 1024> : combine_kernel<T, kWide, false, 1024>,
+             rows, threads, 0, stream, args);
+    }
   });
   return true;
 }
