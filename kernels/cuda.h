@@ -244,7 +244,8 @@ void add_gated(cudaStream_t stream, const View& out, const View& x, const View& 
 
 // An expert's weight [out, in] is kept in tiles of 256 rows and 64 columns, each one run of memory
 // [row][8 chunks of 8 elements], chunk c of row r at place c ^ (r % 8): what a shared-memory tile
-// of the tensor cores looks like, so that it is fetched by one copy. Rows and columns beyond the
+// of the tensor cores looks like, so that it is fetched by one copy. In each sixteen of its rows
+// the even ones of the weight (gates) come before the odd ones. Rows and columns beyond the
 // weight's are zeros.
 inline constexpr int64_t kExpertTileRows = 256;
 inline constexpr int64_t kExpertTileCols = 64;

@@ -3,76 +3,17 @@
 // and rows, the first product's gathered by cp.async, the second's by boxes, through a ring of four
 // stages (a stage is full when its copies have landed: no thread waits for them). Each of two
 // consumer warpgroups multiplies 128 outputs by all rows with wgmma, weights as its left operand:
-// few rows cost no more than they are, in sixteens. A finished tile (gate, bias) is turned in
-// shared memory and leaves by itself, in boxes, while the next one is multiplied. Where experts
-// have many rows two blocks are a cluster: row tiles of one expert go through its weights together,
-// each block fetching half of a weight tile for both, so that a third less comes from the L2 cache;
-// a stage is empty when both have read it. A row's bits are the same in both forms and among any
-// rows. The same arguments and results as expert_product, which other devices use.
+// few rows cost no more than they are, in sixteens. A finished tile (gate, bias) is turned on its
+// way into shared memory and leaves by itself, in boxes, while the next one is multiplied. Where
+// experts have many rows two blocks are a cluster: row tiles of one expert go through its weights
+// together, each block fetching half of a weight tile for both, so that a third less comes from the
+// L2 cache; a stage is empty when both have read it. A row's bits are the same in both forms and
+// among any rows. The same arguments and results as expert_product, which other devices use.
 
 #include "kernels/cuda/device/expert_tiles.cuh"
 
 namespace mpinfer::kernels::cuda {
 namespace {
-
-// What a warp's 16 outputs of slab m (64 of the warpgroup's 128) give for N rows, turned, into a
-// panel of rows at `to`. The gate is known when this is compiled: a choice a value keeps the values
-// from being computed side by side.
-template <class T, ExpertGate kGate, int N>
-__device__ void finish(const ExpertProduct& a, const float (&d)[N / 8][4], const float* bias, int m,
-                       uint32_t to, int warp, int lane) {
-  const int r = lane / 4;
-  const float add[2] = {bias == nullptr ? 0.0F : bias[r], bias == nullptr ? 0.0F : bias[r + 8]};
-  const auto place = [&](int row, int chunk) {  // of 16 bytes
-    return to + static_cast<uint32_t>(row * 128 + (chunk ^ (row & 7)) * 16);
-  };
-#pragma unroll
-  for (int n = 0; n < N / 8; n += 2) {
-    if constexpr (kGate == ExpertGate::kNone) {
-      uint32_t words[4];
-#pragma unroll
-      for (int i = 0; i < 4; ++i) {
-        const float(&from)[4] = d[n + i / 2];
-        const int h = i % 2;
-        words[i] = pack<T>(from[2 * h] + add[h], from[2 * h + 1] + add[h]);
-      }
-      const int i = lane / 8;
-      store_matrices_transposed(place((n + i / 2) * 8 + lane % 8, warp * 2 + i % 2), words);
-    } else {
-      // Gates stand in even outputs, which are rows of even r here, ups in the odd ones beside: the
-      // lanes of even r compute outputs 0-7, those of odd r outputs 8-15.
-      const bool odd = (r & 1) != 0;
-      uint32_t words[2];
-#pragma unroll
-      for (int i = 0; i < 2; ++i) {
-        float values[2];
-#pragma unroll
-        for (int c = 0; c < 2; ++c) {
-          const float low = d[n + i][c] + add[0];
-          const float high = d[n + i][2 + c] + add[1];
-          const float got = __shfl_xor_sync(0xffffffffU, odd ? low : high, 4);
-          values[c] = gate_value(kGate, odd ? got : low, odd ? high : got, a.alpha, a.limit);
-        }
-        const int from = r < 4 ? 2 * r : 2 * r - 7;  // who has gated value r
-        words[i] = __shfl_sync(0xffffffffU, pack<T>(values[0], values[1]), from * 4 + lane % 4);
-      }
-      store_matrices_transposed(place((n + lane / 8 % 2) * 8 + lane % 8, m * 4 + warp), words);
-    }
-  }
-}
-
-// Finished rows of a consumer, a panel of 64 columns. One thread.
-__device__ inline void send(const Maps& maps, uint32_t from, const Tile& tile, int64_t column) {
-  int row = 0;
-  const auto store = [&](const CUtensorMap& map, int rows) {
-    store_box(map, static_cast<int>(column), tile.place + row,
-              from + static_cast<uint32_t>(row) * 128);
-    row += rows;
-  };
-  while (row + 64 <= tile.rows) store(maps.out, 64);
-  while (row < tile.rows) store(maps.rest, kExpertPlaces);
-  commit_stores();
-}
 
 // A stage has been read by this warp: lane l tells block l of the cluster.
 template <bool kTwo>
@@ -92,22 +33,94 @@ struct Consumer {
         lane(static_cast<int>(threadIdx.x) % 32) {}
 };
 
+// A consumer's panel of finished rows in shared memory, 64 outputs of each.
+__device__ inline uint32_t place_in(uint32_t panel, int row, int chunk) {
+  return panel + static_cast<uint32_t>(row * 128 + (chunk ^ (row & 7)) * 16);
+}
+
+// What a warp's 16 outputs of slab m (64 of the warpgroup's 128) give for N rows. A thread has
+// neighbours, or a gate and its up, by pairs of rows. The gate is known when this is compiled: a
+// choice a value keeps the values from being computed side by side.
+template <class T, ExpertGate kGate, int N>
+__device__ void finish(const ExpertProduct& a, const float (&d)[N / 8][4], const float (&add)[2],
+                       int m, uint32_t panel, const Consumer& me) {
+  if constexpr (kGate == ExpertGate::kNone) {
+    const int row = me.lane % 4 * 2;
+    const int chunk = me.warp * 2 + me.lane / 16;
+    const auto byte = static_cast<uint32_t>(me.lane / 4 % 4 * 4);
+    const uint32_t at[2] = {place_in(panel, row, chunk) + byte,
+                            place_in(panel, row + 1, chunk) + byte};
+#pragma unroll
+    for (int n = 0; n < N / 8; ++n) {
+#pragma unroll
+      for (int c = 0; c < 2; ++c) {
+        store_shared(at[c] + static_cast<uint32_t>(n * 1024),
+                     pack<T>(d[n][c] + add[0], d[n][2 + c] + add[1]));
+      }
+    }
+  } else {
+    const uint32_t at = place_in(panel, me.lane % 16, m * 4 + me.warp);
+#pragma unroll
+    for (int n = 0; n < N / 8; n += 2) {
+      uint32_t words[2];
+#pragma unroll
+      for (int i = 0; i < 2; ++i) {
+        float values[2];
+#pragma unroll
+        for (int c = 0; c < 2; ++c) {
+          values[c] =
+              gate_value(kGate, d[n + i][c] + add[0], d[n + i][2 + c] + add[1], a.alpha, a.limit);
+        }
+        words[i] = pack<T>(values[0], values[1]);
+      }
+      store_matrices_transposed(at + static_cast<uint32_t>(n * 1024), words);
+    }
+  }
+}
+
+// The last panel of a finished tile. It leaves when the first products of the next tile have been
+// issued: the copy engine keeps who tells it of a panel waiting for the time of a step.
+struct Finished {
+  int rows = 0;  // none: there is none
+  int place;
+  int column;
+};
+
+// A consumer's panel leaves.
+__device__ inline void send(const Maps& maps, const Shared& shared, const Finished& panel,
+                            int64_t columns, const Consumer& me) {
+  if (threadIdx.x % 128 == 0 && panel.rows > 0 && panel.column < columns) {
+    for_boxes(maps.out, panel.rows, [&](const CUtensorMap& map, int row) {
+      store_box(map, panel.column, panel.place + row,
+                shared.out(me.group) + static_cast<uint32_t>(row) * 128);
+    });
+    commit_stores();
+  }
+  __syncwarp();
+}
+
 // A tile of up to N rows: each warpgroup 128 of its outputs, in two slabs, by all rows.
 template <class T, ExpertGate kGate, bool kTwo, int N>
 __device__ void multiply_tile(const ExpertProduct& a, const Maps& maps, const Shared& shared,
-                              const Tile& tile, Ring& ring, const Consumer& me) {
+                              const Tile& tile, Ring& ring, Finished& finished,
+                              const Consumer& me) {
   constexpr bool kGated = kGate != ExpertGate::kNone;
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
-  float d[2][N / 8][4] = {};
-  int before = 0;  // the stage of the step before
-  for (int k = 0; k < panels; ++k) {
+  const auto columns = static_cast<int>(kGated ? a.out_features / 2 : a.out_features);
+  float d[2][N / 8][4];
+  const auto multiply_panel = [&](auto first) {
     barrier_wait(shared.full(ring.stage), ring.phase);
-    fence_shared_writes();
+    if constexpr (kGated) fence_shared_writes();  // gathered rows
     const uint32_t rows_at = shared.a(ring.stage);
     const uint32_t weight_at = shared.b(ring.stage) + static_cast<uint32_t>(me.group) * 128 * 128;
     warpgroup_arrive();
 #pragma unroll
-    for (uint32_t i = 0; i < 4; ++i) {
+    for (uint32_t m = 0; m < 2; ++m) {
+      warpgroup_multiply<T, first>(d[m], operand(weight_at + m * 64 * 128, 16, 1024),
+                                   operand(rows_at, 16, 1024), !first);
+    }
+#pragma unroll
+    for (uint32_t i = 1; i < 4; ++i) {
 #pragma unroll
       for (uint32_t m = 0; m < 2; ++m) {
         warpgroup_multiply<T>(d[m], operand(weight_at + m * 64 * 128 + i * 32, 16, 1024),
@@ -115,38 +128,46 @@ __device__ void multiply_tile(const ExpertProduct& a, const Maps& maps, const Sh
       }
     }
     warpgroup_commit();
+  };
+  multiply_panel(std::true_type{});
+  send(maps, shared, finished, columns, me);
+  int before = ring.stage;  // the stage of the step before
+  ring.advance();
+  for (int k = 1; k < panels; ++k) {
+    multiply_panel(std::false_type{});
     warpgroup_wait<1>();
-    if (k > 0) release<kTwo>(shared.empty(before), me.lane);
+    release<kTwo>(shared.empty(before), me.lane);
     before = ring.stage;
     ring.advance();
   }
   warpgroup_wait<0>();
-  release<kTwo>(shared.empty(before), me.lane);
-  const int64_t first = int64_t{tile.column} * 256 + me.group * 128;  // of the outputs
-  const int64_t columns = kGated ? a.out_features / 2 : a.out_features;
-  const auto finish_slab = [&](int m, uint32_t to) {
-    const int64_t output = first + m * 64 + me.warp * 16;
-    const float* bias = a.bias == nullptr || output >= a.out_features
-                            ? nullptr
-                            : a.bias + tile.expert * a.out_features + output;
-    finish<T, kGate, N>(a, d[m], bias, m, to, me.warp, me.lane);
-  };
-  // Two panels, side by side where there is room.
-  constexpr uint32_t kOther = 2 * N * 128 <= kOutBytes ? N * 128 : 0;
 #pragma unroll
-  for (int m = 0; m < (kGated ? 1 : 2); ++m) {
-    const int64_t column = kGated ? first / 2 : first + m * 64;
-    if (column >= columns) continue;
-    const uint32_t to = shared.out(me.group) + static_cast<uint32_t>(m) * kOther;
-    if (m == 0 || kOther == 0) {
+  for (int m = 0; m < 2; ++m) warpgroup_settle(d[m]);
+  release<kTwo>(shared.empty(before), me.lane);
+  const int first = tile.column * 256 + me.group * 128;  // of the outputs
+  finished = {tile.rows, tile.place, kGated ? first / 2 : first};
+#pragma unroll
+  for (int m = 0; m < 2; ++m) {
+    if (!kGated && m == 1) {
+      send(maps, shared, finished, columns, me);
+      finished.column += 64;
+    }
+    if (!kGated || m == 0) {  // the panel before has been read
       if (threadIdx.x % 128 == 0) wait_stores_read();
       named_wait(1 + me.group, 128);
     }
-    finish_slab(m, to);
-    if constexpr (kGated) finish_slab(1, to);
-    fence_shared_writes();
-    named_wait(1 + me.group, 128);
-    if (threadIdx.x % 128 == 0) send(maps, to, tile, column);
+    const int64_t output = first + m * 64 + me.warp * 16 + me.lane / 4 * 2;
+    float add[2] = {};
+    if (a.bias != nullptr && output < a.out_features) {
+      const float* bias = a.bias + tile.expert * a.out_features + output;
+      add[0] = bias[0];
+      add[1] = bias[1];
+    }
+    finish<T, kGate, N>(a, d[m], add, m, shared.out(me.group), me);
+    if (!kGated || m == 1) {
+      fence_shared_writes();
+      named_wait(1 + me.group, 128);
+    }
   }
 }
 
@@ -154,12 +175,16 @@ template <class T, ExpertGate kGate, bool kTwo>
 __device__ void consume(const ExpertProduct& a, const Maps& maps, const Shared& shared) {
   const Consumer me;
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
-  Walk<kTwo> walk(a);
+  const auto columns =
+      static_cast<int>(kGate != ExpertGate::kNone ? a.out_features / 2 : a.out_features);
   Ring ring{kStages};
-  while (walk.more()) {
-    const Tile tile = walk.take();  // the producer has brought it near
+  Finished finished;
+  while (true) {
+    barrier_wait(shared.full(ring.stage), ring.phase);
+    const Tile tile = handed_over(shared.tile(ring.stage));
+    if (tile.expert < 0) break;
     const auto multiply = [&](auto rows) {
-      multiply_tile<T, kGate, kTwo, rows>(a, maps, shared, tile, ring, me);
+      multiply_tile<T, kGate, kTwo, rows>(a, maps, shared, tile, ring, finished, me);
     };
     switch ((tile.rows + 15) / 16) {
       case 0:
@@ -195,6 +220,7 @@ __device__ void consume(const ExpertProduct& a, const Maps& maps, const Shared& 
         break;
     }
   }
+  send(maps, shared, finished, columns, me);
   if (threadIdx.x % 128 == 0) wait_stores();
 }
 
@@ -273,12 +299,12 @@ bool expert_product_hopper(cudaStream_t stream, const ExpertProduct& args, int n
   const bool gated = args.gate != ExpertGate::kNone;
   Maps maps{};
   const int64_t columns = gated ? args.out_features / 2 : args.out_features;
-  const auto map_out = [&](CUtensorMap& map, int box_rows) {
-    return make_rows_map(map, args.out.data, columns, args.max_places, args.out.stride, box_rows);
+  const auto make_maps = [&](RowMaps& to, const View& rows, int64_t width) {
+    return make_rows_map(to.many, rows.data, width, args.max_places, rows.stride, 64) &&
+           make_rows_map(to.few, rows.data, width, args.max_places, rows.stride, kExpertPlaces);
   };
-  if (!map_out(maps.out, 64) || !map_out(maps.rest, kExpertPlaces) ||
-      (!gated && !make_rows_map(maps.rows, args.a.data, args.in_features, args.max_places,
-                                args.a.stride, kExpertPlaces))) {
+  if (!make_maps(maps.out, args.out, columns) ||
+      (!gated && !make_maps(maps.rows, args.a, args.in_features))) {
     return false;
   }
   args.a.dtype == ElementType::kBF16 ? choose_gate<bf16>(stream, args, maps, num_processors)

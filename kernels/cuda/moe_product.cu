@@ -101,19 +101,21 @@ __device__ void multiply_tile(const ExpertProduct& a, const ExpertTile& tile, in
       if (r >= rows) continue;
       T* row = static_cast<T*>(a.out.data) + (begin + r) * a.out.stride;
 #pragma unroll
-      for (int n = 0; n < 8; ++n) {
-        const int64_t c = int64_t{column} * kColumns + warp_column + n * 8 + lane % 4 * 2;
+      for (int n = 0; n < 8; n += 2) {  // four neighbours of the weight (expert_row)
+        const int64_t c = int64_t{column} * kColumns + warp_column + n * 8 + lane % 4 * 4;
         if (c >= a.out_features) continue;
-        float x = d[m][n][2 * h];
-        float y = d[m][n][2 * h + 1];
-        if (a.bias != nullptr) {
-          x += a.bias[tile.expert * a.out_features + c];
-          y += a.bias[tile.expert * a.out_features + c + 1];
+        float v[4];
+#pragma unroll
+        for (int i = 0; i < 4; ++i) {
+          v[i] = d[m][n + i % 2][2 * h + i / 2];
+          if (a.bias != nullptr) v[i] += a.bias[tile.expert * a.out_features + c + i];
         }
         if constexpr (kGather) {
-          row[c / 2] = from_float<T>(gate_value(a.gate, x, y, a.alpha, a.limit));
+          *reinterpret_cast<uint32_t*>(row + c / 2) =
+              pack<T>(gate_value(a.gate, v[0], v[1], a.alpha, a.limit),
+                      gate_value(a.gate, v[2], v[3], a.alpha, a.limit));
         } else {
-          *reinterpret_cast<uint32_t*>(row + c) = pack<T>(x, y);
+          *reinterpret_cast<uint2*>(row + c) = {pack<T>(v[0], v[1]), pack<T>(v[2], v[3])};
         }
       }
     }

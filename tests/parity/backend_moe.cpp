@@ -295,6 +295,47 @@ TEST_CASE("moe_experts equals the loop for experts of many rows, of one and of n
   }
 }
 
+// More tiles than multiprocessors, alone and in clusters of two, so that what a tile leaves behind
+// meets the next one; small enough for compute-sanitizer.
+TEST_CASE("moe_experts: blocks that take several tiles each") {
+  Random random(28);
+  std::vector<Maker> some{cpu_makers().back()};
+  if (cuda_device_count() > 0) {
+    some.push_back({.name = "cuda", .make = [] { return make_cuda_backend({}); }});
+  }
+  struct Uneven {
+    int32_t experts, most_rows;  // of an expert: from none to most_rows
+    int64_t hidden, intermediate;
+    bool biased;
+  };
+  for (const Uneven& uneven : {Uneven{20, 230, 72, 712, true}, Uneven{20, 230, 1352, 72, false},
+                               Uneven{75, 70, 264, 136, true}}) {
+    std::vector<int32_t> experts;
+    for (int32_t e = 0; e < uneven.experts; ++e) {
+      const int32_t rows = uneven.most_rows * (e * 7 % uneven.experts) / (uneven.experts - 1);
+      experts.insert(experts.end(), static_cast<size_t>(rows), e);
+    }
+    std::shuffle(experts.begin(), experts.end(), random);
+    const Case c{{std::ssize(experts), uneven.hidden, uneven.intermediate, uneven.experts, 1},
+                 {0, uneven.experts},
+                 uneven.biased};
+    // Of the sums, whose factors are drawn for `hidden` of them.
+    const double size = 4.0 * std::sqrt(std::max(1.0, static_cast<double>(uneven.intermediate) /
+                                                          static_cast<double>(uneven.hidden)));
+    for (const Maker& maker : some) {
+      const auto backend = maker.make();
+      CAPTURE(maker.name, c.shape.rows, c.shape.hidden, c.shape.intermediate);
+      const DType activation = backend->activation_dtype();
+      const Model model = random_model(random, c.shape, activation);
+      const auto x = rounded(random_floats(random, c.shape.rows * c.shape.hidden), activation);
+      const auto weights = random_floats(random, c.shape.rows);
+      check_close(run_experts(*backend, c, model, activation, x, experts, weights),
+                  expected(c.shape, model, x, experts, weights, c.part, c.biased, c.activation),
+                  tolerance(*backend), size);
+    }
+  }
+}
+
 TEST_CASE("moe_experts: a row has the same bits in any batch") {
   Random random(24);
   for (const Shape& s : {Shape{201, 48, 40, 5, 2}, Shape{700, 144, 72, 2, 1}}) {

@@ -17,14 +17,25 @@ constexpr uint32_t kBBytes = static_cast<uint32_t>(kExpertTileRows) * 128;
 constexpr uint32_t kStageBytes = kABytes + kBBytes;
 constexpr uint32_t kOutBytes = kRows * 128;  // a panel of finished rows on its way out
 constexpr int kSharedBytes =
-    kStages * static_cast<int>(kStageBytes + 16) + kConsumers * static_cast<int>(kOutBytes);
+    kStages * static_cast<int>(kStageBytes + 32) + kConsumers * static_cast<int>(kOutBytes);
 static_assert(kRows == kExpertRowsHopper);
 
-struct Maps {
-  CUtensorMap rows;  // of the second product
-  CUtensorMap out;   // boxes of 64 rows
-  CUtensorMap rest;  // of kExpertPlaces rows
+// Rows in boxes of 64, and of kExpertPlaces.
+struct RowMaps {
+  CUtensorMap many, few;
 };
+struct Maps {
+  RowMaps rows;  // of the second product
+  RowMaps out;
+};
+
+// Calls f(map, the box's first row) for so many rows and what is left of their last kExpertPlaces.
+template <class F>
+__device__ inline void for_boxes(const RowMaps& maps, int rows, F f) {
+  int row = 0;
+  for (; row + 64 <= rows; row += 64) f(maps.many, row);
+  for (; row < rows; row += kExpertPlaces) f(maps.few, row);
+}
 
 struct Tile {
   int expert;
@@ -92,13 +103,31 @@ struct Shared {
   }
   __device__ uint32_t b(int stage) const { return a(stage) + kABytes; }
   __device__ uint32_t out(int consumer) const {
-    return stages + kStages * kStageBytes + static_cast<uint32_t>(consumer) * kOutBytes;
+    return a(kStages) + static_cast<uint32_t>(consumer) * kOutBytes;
+  }
+  __device__ uint32_t tile(int stage) const {
+    return out(kConsumers) + static_cast<uint32_t>(stage) * 16;
   }
   __device__ uint32_t full(int stage) const {
-    return out(kConsumers) + static_cast<uint32_t>(stage) * 8;
+    return tile(kStages) + static_cast<uint32_t>(stage) * 8;
   }
   __device__ uint32_t empty(int stage) const { return full(stage) + kStages * 8; }
 };
+
+// The producer hands a tile over with its first stage; an expert of -1: there are no more.
+__device__ inline void hand_over(uint32_t to, const Tile& tile) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(to), "r"(tile.expert),
+               "r"(tile.rows), "r"(tile.place), "r"(tile.column)
+               : "memory");
+}
+__device__ inline Tile handed_over(uint32_t from) {
+  Tile tile{};
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(tile.expert), "=r"(tile.rows), "=r"(tile.place), "=r"(tile.column)
+               : "r"(from)
+               : "memory");
+  return tile;
+}
 
 // Boxes of rows of a tile; gathered rows have none.
 template <bool kGather>
@@ -150,9 +179,9 @@ __device__ void produce_gathered(const ExpertProduct& a, const Shared& shared) {
   if (!kTwo && thread == 0) prefetch_weights(a);
   wait_for_previous();
   Walk<kTwo> walk(a);
-  if (!walk.more()) return;
   Ring ring{kStages};
-  Tile next = walk.take();
+  bool more = walk.more();
+  Tile next{};
   int next_rows[kPasses];
   const auto find_rows = [&] {
 #pragma unroll
@@ -160,8 +189,11 @@ __device__ void produce_gathered(const ExpertProduct& a, const Shared& shared) {
       next_rows[i] = a.order.choices[next.place + max(0, min(first_row + i * 16, next.rows - 1))];
     }
   };
-  find_rows();
-  for (bool more = true; more;) {
+  if (more) {
+    next = walk.take();
+    find_rows();
+  }
+  while (more) {
     const Tile tile = next;
     const T* rows[kPasses];
 #pragma unroll
@@ -174,6 +206,7 @@ __device__ void produce_gathered(const ExpertProduct& a, const Shared& shared) {
     for (int k = 0; k < panels; ++k) {
       barrier_wait(shared.empty(ring.stage), ring.phase ^ 1);
       if (thread == 0) {
+        if (k == 0) hand_over(shared.tile(ring.stage), tile);
         fetch_weights<true>(shared, ring.stage, weight + int64_t{k} * kBBytes, tile, walk.rank);
       }
       const bool valid = k * 64 + chunk * 8 < a.in_features;
@@ -194,12 +227,18 @@ __device__ void produce_gathered(const ExpertProduct& a, const Shared& shared) {
       }
     }
   }
+  barrier_wait(shared.empty(ring.stage), ring.phase ^ 1);
+  if (thread == 0) {
+    hand_over(shared.tile(ring.stage), {.expert = -1});
+    barrier_arrive(shared.full(ring.stage));
+  }
+  barrier_arrive(shared.full(ring.stage));
 }
 
 // Rows of the second product, which stand together: one thread. The order of the choices is older
 // than the first product, so the first weights are on their way before that one is done.
 template <bool kTwo>
-__device__ void produce(const ExpertProduct& a, const CUtensorMap& map, const Shared& shared) {
+__device__ void produce(const ExpertProduct& a, const RowMaps& maps, const Shared& shared) {
   const auto panels = static_cast<int>((a.in_features + 63) / 64);
   Walk<kTwo> walk(a);
   Ring ring{kStages};
@@ -210,6 +249,7 @@ __device__ void produce(const ExpertProduct& a, const CUtensorMap& map, const Sh
     const char* weight = weight_of(a, tile.expert, tile.column);
     if (first) {
       early = min(kStages, panels);
+      hand_over(shared.tile(0), tile);
       for (int k = 0; k < early; ++k) {
         fetch_weights<false>(shared, k, weight + int64_t{k} * kBBytes, tile, walk.rank);
       }
@@ -219,15 +259,19 @@ __device__ void produce(const ExpertProduct& a, const CUtensorMap& map, const Sh
     for (int k = 0; k < panels; ++k) {
       barrier_wait(shared.empty(ring.stage), ring.phase ^ 1);
       if (--early < 0) {
+        if (k == 0) hand_over(shared.tile(ring.stage), tile);
         fetch_weights<false>(shared, ring.stage, weight + int64_t{k} * kBBytes, tile, walk.rank);
       }
-      for (int box = 0; box < boxes_of<false>(tile); ++box) {
-        copy_box(shared.a(ring.stage) + static_cast<uint32_t>(box * kExpertPlaces * 128), map,
-                 k * 64, tile.place + box * kExpertPlaces, shared.full(ring.stage));
-      }
+      for_boxes(maps, tile.rows, [&](const CUtensorMap& map, int row) {
+        copy_box(shared.a(ring.stage) + static_cast<uint32_t>(row) * 128, map, k * 64,
+                 tile.place + row, shared.full(ring.stage));
+      });
       ring.advance();
     }
   }
+  barrier_wait(shared.empty(ring.stage), ring.phase ^ 1);
+  hand_over(shared.tile(ring.stage), {.expert = -1});
+  barrier_arrive(shared.full(ring.stage));
 }
 
 }  // namespace mpinfer::kernels::cuda

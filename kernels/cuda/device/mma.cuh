@@ -57,6 +57,9 @@ __device__ inline void store_matrices_transposed(uint32_t address, const uint32_
                : "memory");
 #endif
 }
+__device__ inline void store_shared(uint32_t address, uint32_t word) {
+  asm volatile("st.shared.b32 [%0], %1;" ::"r"(address), "r"(word) : "memory");
+}
 __device__ inline uint32_t transposed(uint32_t x) {
   uint32_t y;
   asm volatile("movmatrix.sync.aligned.m8n8.trans.b16 %0, %1;" : "=r"(y) : "r"(x));

@@ -63,23 +63,23 @@ __device__ inline void fence_shared_writes() {
 #define MPINFER_PLACES_112 MPINFER_PLACES_104 ", %104, %105, %106, %107, %108, %109, %110, %111"
 #define MPINFER_PLACES_120 MPINFER_PLACES_112 ", %112, %113, %114, %115, %116, %117, %118, %119"
 #define MPINFER_PLACES_128 MPINFER_PLACES_120 ", %120, %121, %122, %123, %124, %125, %126, %127"
-#define MPINFER_GROUP(d, n) "+f"(d[n][0]), "+f"(d[n][1]), "+f"(d[n][2]), "+f"(d[n][3])
-#define MPINFER_GROUPS_2(d, n) MPINFER_GROUP(d, n), MPINFER_GROUP(d, n + 1)
-#define MPINFER_GROUPS_4(d, n) MPINFER_GROUPS_2(d, n), MPINFER_GROUPS_2(d, n + 2)
-#define MPINFER_GROUPS_6(d, n) MPINFER_GROUPS_4(d, n), MPINFER_GROUPS_2(d, n + 4)
-#define MPINFER_GROUPS_8(d, n) MPINFER_GROUPS_4(d, n), MPINFER_GROUPS_4(d, n + 4)
-#define MPINFER_GROUPS_10(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_2(d, n + 8)
-#define MPINFER_GROUPS_12(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_4(d, n + 8)
-#define MPINFER_GROUPS_14(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_6(d, n + 8)
-#define MPINFER_GROUPS_16(d, n) MPINFER_GROUPS_8(d, n), MPINFER_GROUPS_8(d, n + 8)
-#define MPINFER_GROUPS_18(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_2(d, n + 16)
-#define MPINFER_GROUPS_20(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_4(d, n + 16)
-#define MPINFER_GROUPS_22(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_6(d, n + 16)
-#define MPINFER_GROUPS_24(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_8(d, n + 16)
-#define MPINFER_GROUPS_26(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_10(d, n + 16)
-#define MPINFER_GROUPS_28(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_12(d, n + 16)
-#define MPINFER_GROUPS_30(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_14(d, n + 16)
-#define MPINFER_GROUPS_32(d, n) MPINFER_GROUPS_16(d, n), MPINFER_GROUPS_16(d, n + 16)
+#define MPINFER_GROUP(how, d, n) how(d[n][0]), how(d[n][1]), how(d[n][2]), how(d[n][3])
+#define MPINFER_GROUPS_2(how, d, n) MPINFER_GROUP(how, d, n), MPINFER_GROUP(how, d, n + 1)
+#define MPINFER_GROUPS_4(how, d, n) MPINFER_GROUPS_2(how, d, n), MPINFER_GROUPS_2(how, d, n + 2)
+#define MPINFER_GROUPS_6(how, d, n) MPINFER_GROUPS_4(how, d, n), MPINFER_GROUPS_2(how, d, n + 4)
+#define MPINFER_GROUPS_8(how, d, n) MPINFER_GROUPS_4(how, d, n), MPINFER_GROUPS_4(how, d, n + 4)
+#define MPINFER_GROUPS_10(how, d, n) MPINFER_GROUPS_8(how, d, n), MPINFER_GROUPS_2(how, d, n + 8)
+#define MPINFER_GROUPS_12(how, d, n) MPINFER_GROUPS_8(how, d, n), MPINFER_GROUPS_4(how, d, n + 8)
+#define MPINFER_GROUPS_14(how, d, n) MPINFER_GROUPS_8(how, d, n), MPINFER_GROUPS_6(how, d, n + 8)
+#define MPINFER_GROUPS_16(how, d, n) MPINFER_GROUPS_8(how, d, n), MPINFER_GROUPS_8(how, d, n + 8)
+#define MPINFER_GROUPS_18(how, d, n) MPINFER_GROUPS_16(how, d, n), MPINFER_GROUPS_2(how, d, n + 16)
+#define MPINFER_GROUPS_20(how, d, n) MPINFER_GROUPS_16(how, d, n), MPINFER_GROUPS_4(how, d, n + 16)
+#define MPINFER_GROUPS_22(how, d, n) MPINFER_GROUPS_16(how, d, n), MPINFER_GROUPS_6(how, d, n + 16)
+#define MPINFER_GROUPS_24(how, d, n) MPINFER_GROUPS_16(how, d, n), MPINFER_GROUPS_8(how, d, n + 16)
+#define MPINFER_GROUPS_26(how, d, n) MPINFER_GROUPS_16(how, d, n), MPINFER_GROUPS_10(how, d, n + 16)
+#define MPINFER_GROUPS_28(how, d, n) MPINFER_GROUPS_16(how, d, n), MPINFER_GROUPS_12(how, d, n + 16)
+#define MPINFER_GROUPS_30(how, d, n) MPINFER_GROUPS_16(how, d, n), MPINFER_GROUPS_14(how, d, n + 16)
+#define MPINFER_GROUPS_32(how, d, n) MPINFER_GROUPS_16(how, d, n), MPINFER_GROUPS_16(how, d, n + 16)
 
 // d (+)= a · bᵀ: a 64×16 and b columns×16, both in shared memory, k together. a_at, b_at, use_at:
 // the places of a, b and accumulate, behind the accumulators.
@@ -101,18 +101,26 @@ __device__ inline void fence_shared_writes() {
                : __VA_ARGS__                                                                    \
                : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(1))
 
-// Of 8 · N rows or columns of b.
-template <class T, int N>
+// Of 8 · N rows or columns of b. kFresh: what d holds is not read, and no register is kept for it
+// before.
+template <class T, bool kFresh = false, int N>
 __device__ inline void warpgroup_multiply(float (&d)[N][4], uint64_t a, uint64_t b,
                                           bool accumulate) {
-#define MPINFER_CASE(groups, columns, places, a_at, b_at, use_at)        \
+#define MPINFER_CASE_OF(how, type, groups, columns, places, a_at, b_at, use_at) \
+  MPINFER_MULTIPLY_SHARED(columns, type, places, a_at, b_at, use_at,            \
+                          MPINFER_GROUPS_##groups(how, d, 0))
+#define MPINFER_CASE(groups, ...)                                        \
+  else if constexpr (N == groups && std::is_same_v<T, bf16> && kFresh) { \
+    MPINFER_CASE_OF("=f", "bf16", groups, __VA_ARGS__);                  \
+  }                                                                      \
   else if constexpr (N == groups && std::is_same_v<T, bf16>) {           \
-    MPINFER_MULTIPLY_SHARED(columns, "bf16", places, a_at, b_at, use_at, \
-                            MPINFER_GROUPS_##groups(d, 0));              \
+    MPINFER_CASE_OF("+f", "bf16", groups, __VA_ARGS__);                  \
+  }                                                                      \
+  else if constexpr (N == groups && kFresh) {                            \
+    MPINFER_CASE_OF("=f", "f16", groups, __VA_ARGS__);                   \
   }                                                                      \
   else if constexpr (N == groups) {                                      \
-    MPINFER_MULTIPLY_SHARED(columns, "f16", places, a_at, b_at, use_at,  \
-                            MPINFER_GROUPS_##groups(d, 0));              \
+    MPINFER_CASE_OF("+f", "f16", groups, __VA_ARGS__);                   \
   }
   if constexpr (N == 0) {
   }
@@ -136,16 +144,17 @@ __device__ inline void warpgroup_multiply(float (&d)[N][4], uint64_t a, uint64_t
     static_assert(N == 0, "no product of this width");
   }
 #undef MPINFER_CASE
+#undef MPINFER_CASE_OF
 }
 
 template <class T>
 __device__ inline void warpgroup_multiply(float (&d)[8][4], const uint32_t (&a)[4], uint64_t b) {
   if constexpr (std::is_same_v<T, bf16>) {
     MPINFER_MULTIPLY_REGISTERS("64", "bf16", MPINFER_PLACES_32, "%32, %33, %34, %35", "36", "37",
-                               MPINFER_GROUPS_8(d, 0));
+                               MPINFER_GROUPS_8("+f", d, 0));
   } else {
     MPINFER_MULTIPLY_REGISTERS("64", "f16", MPINFER_PLACES_32, "%32, %33, %34, %35", "36", "37",
-                               MPINFER_GROUPS_8(d, 0));
+                               MPINFER_GROUPS_8("+f", d, 0));
   }
 }
 
@@ -153,10 +162,10 @@ template <class T>
 __device__ inline void warpgroup_multiply(float (&d)[16][4], const uint32_t (&a)[4], uint64_t b) {
   if constexpr (std::is_same_v<T, bf16>) {
     MPINFER_MULTIPLY_REGISTERS("128", "bf16", MPINFER_PLACES_64, "%64, %65, %66, %67", "68", "69",
-                               MPINFER_GROUPS_16(d, 0));
+                               MPINFER_GROUPS_16("+f", d, 0));
   } else {
     MPINFER_MULTIPLY_REGISTERS("128", "f16", MPINFER_PLACES_64, "%64, %65, %66, %67", "68", "69",
-                               MPINFER_GROUPS_16(d, 0));
+                               MPINFER_GROUPS_16("+f", d, 0));
   }
 }
 
