@@ -1,5 +1,6 @@
 #include "lib/comm/mpi.h"
 
+#include <dlfcn.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -74,9 +75,28 @@ int64_t all_reduce(const HostComm::Handle& handle, int64_t value, MPI_Op op) {
   return out;
 }
 
+// Of Open MPI 4 and 5, not of its mpi.h: whether calls that find nothing yield; returns what was so
+// before. The setting mpi_yield_when_idle is fixed once MPI has started.
+using SetYield = bool (*)(bool);
+
+SetYield set_yield() {
+  static const auto found =
+      reinterpret_cast<SetYield>(::dlsym(RTLD_DEFAULT, "opal_progress_set_yield_when_idle"));
+  return found;
+}
+
 }  // namespace
 
+KeepsCore::KeepsCore() {
+  if (set_yield() != nullptr) yielded_ = set_yield()(false);
+}
+
+KeepsCore::~KeepsCore() {
+  if (set_yield() != nullptr) set_yield()(yielded_);
+}
+
 bool MpiRequest::test() {
+  const KeepsCore keeps_core;
   int done = 0;
   MPINFER_MPI(MPI_Testall(static_cast<int>(requests_.size()), requests_.data(), &done,
                           MPI_STATUSES_IGNORE));
@@ -308,7 +328,10 @@ bool HostComm::try_receive(Message* message, int tag) const {
   int waiting = 0;
   MPI_Message handle = MPI_MESSAGE_NULL;
   MPI_Status status;
-  MPINFER_MPI(MPI_Improbe(MPI_ANY_SOURCE, tag, handle_->comm, &waiting, &handle, &status));
+  {
+    const KeepsCore keeps_core;
+    MPINFER_MPI(MPI_Improbe(MPI_ANY_SOURCE, tag, handle_->comm, &waiting, &handle, &status));
+  }
   if (waiting == 0) return false;
   int bytes = 0;
   MPINFER_MPI(MPI_Get_count(&status, MPI_BYTE, &bytes));
@@ -356,6 +379,7 @@ int64_t SharedCounter::fetch_and_add(int64_t value) {
 
 void SharedCounter::poll() {
   if (state_->window == MPI_WIN_NULL) return;
+  const KeepsCore keeps_core;
   int waiting = 0;
   MPINFER_MPI(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, state_->comm, &waiting, MPI_STATUS_IGNORE));
 }

@@ -1,13 +1,12 @@
 #include "lib/comm/mpi_communicator.h"
 
 #include <algorithm>
-#include <chrono>
 #include <cstring>
-#include <thread>
 #include <vector>
 
 #include "lib/comm/host_sum.h"
 #include "lib/comm/mpi_handle.h"
+#include "lib/comm/pause.h"
 #include "lib/comm/single_communicator.h"
 #include "lib/core/error.h"
 
@@ -133,15 +132,12 @@ class MpiCommunicator : public Communicator {
 
   template <class Ready>
   void poll_until(Ready ready) {
-    constexpr int kEagerTurns = 200;
-    for (int turn = 0; turn < kEagerTurns; ++turn) {
+    constexpr int kUnwatchedTurns = 10;
+    for (int turn = 0; turn < kUnwatchedTurns; ++turn) {
       if (ready()) return;
     }
     const auto armed = watch_.arm(name_, -1);
-    while (!ready()) {
-      watch_.check();
-      std::this_thread::yield();
-    }
+    for (const Pause pause; !ready(); pause()) watch_.check();
   }
 
   HostComm comm_;

@@ -34,6 +34,19 @@ void abandon(std::span<MPI_Request> requests);
 // This process has gone on without a rank: the launcher may then wait for ever in MPI_Finalize.
 bool has_lost_ranks();
 
+// While it lives calls that find nothing do not yield, as Open MPI's do where ranks share cores:
+// for wait loops (lib/comm/pause). Blocking calls may.
+class KeepsCore {
+ public:
+  KeepsCore();
+  ~KeepsCore();
+  KeepsCore(const KeepsCore&) = delete;
+  KeepsCore& operator=(const KeepsCore&) = delete;
+
+ private:
+  bool yielded_ = false;  // before
+};
+
 class MpiRequest : public HostRequest {
  public:
   explicit MpiRequest(std::vector<MPI_Request> requests) : requests_(std::move(requests)) {}

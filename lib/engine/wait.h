@@ -4,9 +4,9 @@
 
 #include <chrono>
 #include <functional>
-#include <thread>
 #include <vector>
 
+#include "lib/comm/pause.h"
 #include "lib/comm/watch.h"
 
 namespace mpinfer::engine {
@@ -24,15 +24,9 @@ class WaitLoop {
     if (ready()) return;
     const auto armed = watch_.arm(what, plan);
     const auto start = std::chrono::steady_clock::now();
-    for (int turn = 0; !ready(); ++turn) {
+    for (const comm::Pause pause; !ready(); pause()) {
       for (const auto& poll : polls_) poll();
       watch_.check();
-      constexpr int kEagerTurns = 2000;
-      if (turn < kEagerTurns) {
-        std::this_thread::yield();
-      } else {
-        std::this_thread::sleep_for(std::chrono::microseconds(20));
-      }
     }
     waited_ += std::chrono::steady_clock::now() - start;
   }
