@@ -7,7 +7,7 @@ import re
 import sys
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-HOST_COMM = {"heartbeat", "mpi", "mesh", "watch", "affinity", "mpi_handle", "ulfm"}  # below the backend
+HOST_COMM = {"heartbeat", "mpi", "mesh", "watch", "affinity", "mpi_handle", "pause", "ulfm"}  # below the backend
 
 # room → rooms it may include; "comm_host" is lib/comm's lower half.
 MAY = {

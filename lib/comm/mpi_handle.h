@@ -25,6 +25,9 @@ struct HostComm::Handle {
 };
 
 // Where a lost rank ends the job these do nothing (lib/comm/ulfm).
+// Returns when every member has made comm: Open MPI 5.0.11 crashes in one that is still making it
+// when another has died or revokes it.
+void wait_until_made(MPI_Comm comm);
 void keep_in_mind(MPI_Comm comm, int size);  // to be revoked when a rank is lost
 void forget(MPI_Comm comm);
 // Revokes what is kept in mind if status says that a rank is lost.

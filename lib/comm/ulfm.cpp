@@ -9,6 +9,7 @@
 #include <thread>
 
 #include "lib/comm/mpi_handle.h"
+#include "lib/comm/pause.h"
 #include "lib/core/error.h"
 
 namespace mpinfer::comm {
@@ -76,6 +77,23 @@ double seconds_since(Clock::time_point start) {
 
 bool survives_lost_ranks() {
   return calls().usable;
+}
+
+void wait_until_made(MPI_Comm comm) {
+  if (!survives_lost_ranks()) return;
+  MPI_Request barrier = MPI_REQUEST_NULL;
+  MPINFER_MPI(MPI_Ibarrier(comm, &barrier));
+  int done = 0;
+  for (const Pause pause; true; pause()) {
+    const KeepsCore keeps_core;
+    MPINFER_MPI(MPI_Test(&barrier, &done, MPI_STATUS_IGNORE));
+    if (done != 0) return;
+    // Who has met a loss has revoked these, and does not come.
+    for (const MPI_Comm other : shared) {
+      int waiting = 0;
+      MPINFER_MPI(MPI_Iprobe(MPI_ANY_SOURCE, MPI_ANY_TAG, other, &waiting, MPI_STATUS_IGNORE));
+    }
+  }
 }
 
 void keep_in_mind(MPI_Comm comm, int size) {

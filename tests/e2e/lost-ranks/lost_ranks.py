@@ -152,6 +152,21 @@ def check_engine(job):
         job.check_lost(reference, [victim])
 
 
+def check_first_turn(job):
+    """A rank dies as soon as it computes. On busy cores others are still making their communicators."""
+    reference = job.fresh_rows(100, longest=20)
+    others = [subprocess.Popen([sys.executable, "-c", "while True: pass"]) for _ in range(2 * len(os.sched_getaffinity(0)))]
+    try:
+        for _ in range(4):
+            job.clear()
+            job.run(4, "-dp", 2, "-tp", 2, "--max-num-seqs", 4, code=0, environment={"MPINFER_FAULTS": "turn:1:kill@0"})
+            job.check_lost(reference, [0])
+    finally:
+        for process in others:
+            process.kill()
+            process.wait()
+
+
 def check_kills(job):
     """Random kills at random layouts: MPINFER_KILLS of them (default 6). 0, or 7 before the run began or without a replica left,
     and then the same command ends with 0."""
@@ -186,7 +201,7 @@ def check_kills(job):
 
 
 SIMULATED = {"kills": check_kills, "replicas": check_replicas, "twice": check_twice, "stages": check_stages, "moments": check_moments, "ends": check_ends}
-GROUPS = {**SIMULATED, "engine": check_engine}
+GROUPS = {**SIMULATED, "engine": check_engine, "first_turn": check_first_turn}
 
 
 def main():
