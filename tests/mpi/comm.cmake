@@ -2,10 +2,6 @@ mpinfer_test(mpi_communicator
   SOURCES support/mpi_main.cpp mpi/comm/communicator_test.cpp mpi/comm/conformance.cpp mpi/comm/gpu_sums_test.cpp
   LINKS mpinfer_comm
   RANKS 1 2 3 4 8)
-mpinfer_test(mpi_busy_cores
-  SOURCES support/mpi_main.cpp mpi/comm/busy_cores_test.cpp
-  LINKS mpinfer_comm
-  RANKS 2)
 mpinfer_test(mpi_host
   SOURCES support/mpi_main.cpp mpi/comm/host_test.cpp
   LINKS mpinfer_comm_host
