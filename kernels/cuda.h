@@ -205,8 +205,9 @@ bool product_gated_hopper(cudaStream_t stream, const ProductArgs& args, const Vi
 bool product_balanced_takes(const ProductArgs& args, const View& out, int num_processors);
 inline constexpr int64_t kBalancedSums = int64_t{256} * 128;  // of a processor
 inline constexpr int32_t kBalancedProcessors = 256;           // at most
-struct BalancedMemory {                                       // of one stream
-  float* sums = nullptr;                                      // kBalancedSums a processor
+
+struct BalancedMemory {     // of one stream
+  float* sums = nullptr;    // kBalancedSums a processor
   int32_t* left = nullptr;  // two a processor, zeros before the first launch
 };
 // What product_gated_hopper gives, of what product_balanced_takes.

@@ -15,8 +15,7 @@ namespace {
 
 constexpr int kOutputs = 128;  // of a block, 64 of each of two warpgroups
 constexpr int kThreads = 3 * 128;
-constexpr int kMostRows = 256;  // of a tile
-constexpr int kMostBytes = 226 * 1024;
+constexpr int kMostRows = 256;                     // of a tile
 constexpr uint32_t kWeightBytes = kOutputs * 128;  // of a panel
 static_assert(kMostRows * kOutputs == kBalancedSums);
 
@@ -246,8 +245,7 @@ __device__ void consume(const Work& w, const RingMemory& memory, int cluster, in
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads, 1) balanced_kernel(const __grid_constant__ Work w) {
   extern __shared__ char memory_start[];
-  const uint32_t base = (shared_address(memory_start) + 1023U) & ~1023U;
-  const RingMemory memory{base, kWeightBytes, kWeightBytes + N * 128};
+  const RingMemory memory{RingMemory::base_in(memory_start), kWeightBytes, kWeightBytes + N * 128};
   const auto rank = static_cast<int>(cluster_rank());
   const int num_clusters = static_cast<int>(gridDim.x) / 2;
   // Who waits for the one behind it starts after that one.
@@ -275,47 +273,39 @@ __global__ void __launch_bounds__(kThreads, 1) balanced_kernel(const __grid_cons
 template <class T, int N>
 void launch_balanced(cudaStream_t stream, Work& work, int num_clusters) {
   constexpr auto kKernel = balanced_kernel<T, N>;
-  static const cudaError_t raised =
-      cudaFuncSetAttribute(kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostBytes);
+  static const cudaError_t raised = cudaFuncSetAttribute(
+      kKernel, cudaFuncAttributeMaxDynamicSharedMemorySize, RingMemory::kMostBytes);
   static_cast<void>(raised);
   constexpr int kStageBytes = static_cast<int>(kWeightBytes) + N * 128;
-  constexpr int kRoom = 1024 + RingMemory::kBarrierBytes + N * 128;  // to align; a finished panel
-  work.stages = (kMostBytes - kRoom) / kStageBytes;
+  constexpr int kRoom = RingMemory::kRoom + N * 128;  // a finished panel
+  work.stages = (RingMemory::kMostBytes - kRoom) / kStageBytes;
   launch_clusters(2, kKernel, static_cast<unsigned>(num_clusters * 2), kThreads,
                   static_cast<size_t>(kRoom + work.stages * kStageBytes), stream, work);
 }
 
-template <class T>
+// rows: of a tile, in sixteens.
+template <class T, int N = kMostRows / 2 + 16>
 void choose_rows(cudaStream_t stream, Work& work, int rows, int num_clusters) {
-  switch (rows) {
-    case 144:
-      return launch_balanced<T, 144>(stream, work, num_clusters);
-    case 160:
-      return launch_balanced<T, 160>(stream, work, num_clusters);
-    case 176:
-      return launch_balanced<T, 176>(stream, work, num_clusters);
-    case 192:
-      return launch_balanced<T, 192>(stream, work, num_clusters);
-    case 208:
-      return launch_balanced<T, 208>(stream, work, num_clusters);
-    case 224:
-      return launch_balanced<T, 224>(stream, work, num_clusters);
-    case 240:
-      return launch_balanced<T, 240>(stream, work, num_clusters);
-    default:
-      return launch_balanced<T, 256>(stream, work, num_clusters);
+  if constexpr (N < kMostRows) {
+    if (rows > N) return choose_rows<T, N + 16>(stream, work, rows, num_clusters);
   }
+  launch_balanced<T, N>(stream, work, num_clusters);
+}
+
+int64_t row_tiles_of(const ProductArgs& a) {
+  return (a.rows + kMostRows - 1) / kMostRows;
+}
+int64_t tiles_of(const ProductArgs& a) {
+  return (a.n + 2 * kOutputs - 1) / (2 * kOutputs) * row_tiles_of(a);
 }
 
 }  // namespace
 
-// A tile for every cluster at least. Between 256 and 1,024 rows the
-// library's products and a kernel for the gate are as fast.
+// A tile for every cluster at least. Between 256 and 1,024 rows the library's products and a kernel
+// for the gate are as fast.
 bool product_balanced_takes(const ProductArgs& a, const View& out, int num_processors) {
-  const int64_t pairs = (a.n + 2 * kOutputs - 1) / (2 * kOutputs);
-  const int64_t row_tiles = (a.rows + kMostRows - 1) / kMostRows;
   return product_ring_takes(a) && a.n % 16 == 0 && num_processors <= kBalancedProcessors &&
-         pairs * row_tiles >= num_processors / 2 && out.dtype == a.a.dtype && out.stride % 8 == 0 &&
+         tiles_of(a) >= num_processors / 2 && out.dtype == a.a.dtype && out.stride % 8 == 0 &&
          reinterpret_cast<uintptr_t>(out.data) % 16 == 0 &&
          ((a.rows > kMostRows / 2 && a.rows <= kMostRows) || (a.rows > 1024 && a.rows <= 4096));
 }
@@ -324,7 +314,7 @@ bool product_gated_balanced(cudaStream_t stream, const ProductArgs& a, const Vie
                             const float* bias, Gate gate, const BalancedMemory& memory,
                             int num_processors) {
   Work work{};
-  const int64_t row_tiles = (a.rows + kMostRows - 1) / kMostRows;
+  const int64_t row_tiles = row_tiles_of(a);
   const int64_t rows = (a.rows + row_tiles * 16 - 1) / (row_tiles * 16) * 16;  // of a tile
   if (!make_gates_map(work.weight, a) ||
       !make_rows_map(work.rows, a.a.data, a.k, a.rows, a.a.stride, static_cast<int>(rows / 2)) ||
@@ -337,12 +327,12 @@ bool product_gated_balanced(cudaStream_t stream, const ProductArgs& a, const Vie
   work.n = static_cast<int32_t>(a.n);
   work.panels = static_cast<int32_t>((a.k + 63) / 64);
   work.row_tiles = static_cast<int32_t>(row_tiles);
-  work.tiles = static_cast<int32_t>((a.n + 2 * kOutputs - 1) / (2 * kOutputs)) * work.row_tiles;
+  work.tiles = static_cast<int32_t>(tiles_of(a));
   work.gate = gate;
   const int num_clusters = num_processors / 2;
   // Those that are cut give each cluster one to two tiles: no tile has more than two parts.
-  const int32_t whole = (work.tiles / num_clusters - 1) * num_clusters;
-  work.cut = work.tiles % num_clusters == 0 ? 0 : work.tiles - whole;
+  const int32_t last_wave = work.tiles % num_clusters;
+  work.cut = last_wave == 0 ? 0 : num_clusters + last_wave;
   a.a.dtype == ElementType::kBF16
       ? choose_rows<bf16>(stream, work, static_cast<int>(rows), num_clusters)
       : choose_rows<__half>(stream, work, static_cast<int>(rows), num_clusters);

@@ -14,7 +14,6 @@ namespace {
 constexpr int kMostGroups = kProductRows / 64;
 constexpr int kMostThreads = 128 * (1 + kMostGroups);
 constexpr int kMostStages = 16;
-constexpr int kMostBytes = 226 * 1024;
 static_assert(kMostStages <= RingMemory::kMostStages);
 
 struct Work {
@@ -132,8 +131,8 @@ template <class T, ExpertGate kGate, int N, class End>
 __global__ void __launch_bounds__(kMostThreads, 1)
     product_kernel(const __grid_constant__ Work w, const End end) {
   extern __shared__ char memory[];
-  const uint32_t base = (shared_address(memory) + 1023U) & ~1023U;
-  const RingMemory shared{base, N * 128, N * 128 + static_cast<uint32_t>(w.groups) * 8192};
+  const RingMemory shared{RingMemory::base_in(memory), N * 128,
+                          N * 128 + static_cast<uint32_t>(w.groups) * 8192};
   const auto first = static_cast<int>(blockIdx.x);
   const auto step = static_cast<int>(gridDim.x);
   const int panels = (w.tiles - first + step - 1) / step * w.panels;
@@ -180,17 +179,17 @@ bool make_work(Work& work, const ProductArgs& a, int columns) {
 
 template <class T, ExpertGate kGate, int N, class End>
 int launch_product(cudaStream_t stream, Work& work, const End& end, int num_processors) {
-  static const cudaError_t raised = cudaFuncSetAttribute(
-      product_kernel<T, kGate, N, End>, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostBytes);
+  static const cudaError_t raised =
+      cudaFuncSetAttribute(product_kernel<T, kGate, N, End>,
+                           cudaFuncAttributeMaxDynamicSharedMemorySize, RingMemory::kMostBytes);
   static_cast<void>(raised);
   const int stage_bytes = N * 128 + work.groups * 8192;
-  constexpr int kRoom = 1024 + RingMemory::kBarrierBytes;  // to align
-  work.stages = std::min(kMostStages, (kMostBytes - kRoom) / stage_bytes);
+  work.stages = std::min(kMostStages, (RingMemory::kMostBytes - RingMemory::kRoom) / stage_bytes);
   const int blocks = std::min(work.tiles, num_processors);
   if (blocks == work.tiles) work.stages = std::min(work.stages, work.panels);
   launch(product_kernel<T, kGate, N, End>, static_cast<unsigned>(blocks),
          static_cast<unsigned>(128 * (1 + work.groups)),
-         static_cast<size_t>(kRoom + work.stages * stage_bytes), stream, work, end);
+         static_cast<size_t>(RingMemory::kRoom + work.stages * stage_bytes), stream, work, end);
   return blocks;
 }
 

@@ -11,7 +11,6 @@
 namespace mpinfer::kernels::cuda {
 namespace {
 
-constexpr int kMostBytes = 226 * 1024;
 constexpr int kHalfBytes = 112 * 1024;  // two blocks a processor
 constexpr int kDealt = 16;              // rows at a time
 constexpr int kMostRows = 128;          // of a block
@@ -120,8 +119,8 @@ __device__ void exchange(const Work& w, const float (&d)[N / 8][4], const Landin
 template <class T, int N>
 __global__ void __launch_bounds__(kThreads + 32) split_kernel(const __grid_constant__ Work w) {
   extern __shared__ char memory[];
-  const uint32_t base = (shared_address(memory) + 1023U) & ~1023U;
-  const RingMemory ring_memory{base, kOutputs * 128, kOutputs * 128 + N * 128};
+  const RingMemory ring_memory{RingMemory::base_in(memory), kOutputs * 128,
+                               kOutputs * 128 + N * 128};
   const int rank = static_cast<int>(blockIdx.x) % w.splits;
   const int tile = static_cast<int>(blockIdx.x) / w.splits;
   const int row0 = tile / w.column_tiles * N;
@@ -186,10 +185,9 @@ template <class T, int N>
 bool launch_split(cudaStream_t stream, const ProductArgs& a, const View& out, const float* bias,
                   float scale, int num_processors) {
   static const cudaError_t raised = cudaFuncSetAttribute(
-      split_kernel<T, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, kMostBytes);
+      split_kernel<T, N>, cudaFuncAttributeMaxDynamicSharedMemorySize, RingMemory::kMostBytes);
   static_cast<void>(raised);
   constexpr int kStageBytes = (kOutputs + N) * 128;
-  constexpr int kRoom = 1024 + RingMemory::kBarrierBytes;  // to align
   Work w{.out = out, .bias = bias, .scale = scale};
   if (!make_product_maps(w.maps, a, kOutputs, N)) return false;
   w.num_rows = static_cast<int32_t>(a.rows);
@@ -202,12 +200,14 @@ bool launch_split(cudaStream_t stream, const ProductArgs& a, const View& out, co
   const int deals = (std::min(N, w.num_rows) + kDealt - 1) / kDealt;
   const int landing =
       w.splits == 1 ? 0 : (deals + w.splits - 1) / w.splits * w.splits * kOutputs * kDealt * 4;
-  const int bytes = (blocks > num_processors ? kHalfBytes : kMostBytes) - kRoom - landing;
+  const int bytes =
+      (blocks > num_processors ? kHalfBytes : RingMemory::kMostBytes) - RingMemory::kRoom - landing;
   w.stages = std::min(
       {(w.panels + w.splits - 1) / w.splits, bytes / kStageBytes, RingMemory::kMostStages});
   launch_clusters(static_cast<unsigned>(w.splits), split_kernel<T, N>,
                   static_cast<unsigned>(blocks), kThreads + 32,
-                  static_cast<size_t>(kRoom + w.stages * kStageBytes + landing), stream, w);
+                  static_cast<size_t>(RingMemory::kRoom + w.stages * kStageBytes + landing), stream,
+                  w);
   return true;
 }
 

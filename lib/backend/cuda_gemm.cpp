@@ -27,7 +27,10 @@ constexpr int64_t kHoldNanoseconds = 40000;
 // A kernel that is used already is taken where it is so close to the fastest: bringing another onto
 // the GPU costs milliseconds in every run.
 constexpr float kClose = 1.03F;
-constexpr int64_t kMostExperts = 1024;
+constexpr float kCloseNarrow = 1.01F;
+// Products of a narrow bucket that go by the wide one's choice before a choice of their own pays:
+// timing costs as much as some thirty of them, and 3-4 ms for a kernel that no product used before.
+constexpr int kUsesBeforeNarrow = 128;
 constexpr int64_t kPreloadSize = 512;  // n, k of the small products that bring kernels in
 constexpr int64_t kPreloadBytes = kPreloadSize * kPreloadSize * 4;
 
@@ -41,11 +44,6 @@ cudaDataType_t cuda_type(DType dtype) {
       return CUDA_R_32F;
   }
 }
-
-// Products of a narrow bucket that go by the wide one's choice before a choice of their own pays:
-// timing costs as much as some thirty of them, and 3-4 ms for a kernel that no product used before.
-constexpr int kUsesBeforeNarrow = 128;
-constexpr float kCloseNarrow = 1.01F;
 
 // Rows whose best kernel is at first taken to be the same: four steps an octave from 64 on, two
 // below, one up to 16.
@@ -376,6 +374,7 @@ void CudaGemm::multiply(cudaStream_t stream, void* workspace, const Matrix& out,
   float close = kClose;
   // Not a router's, which every tp rank multiplies: a choice that changed during a run could make
   // ranks differ about a row's experts.
+  constexpr int64_t kMostExperts = 1024;
   const bool router = out.dtype == DType::kF32 && n <= kMostExperts;
   const int64_t narrow_bucket = deterministic_ || router ? 0 : narrow_bucket_of(a.rows);
   if (narrow_bucket != 0) {

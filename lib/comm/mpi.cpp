@@ -85,6 +85,11 @@ SetYield set_yield() {
   return found;
 }
 
+HostComm made(MPI_Comm comm) {
+  wait_until_made(comm);
+  return HostComm(std::make_unique<HostComm::Handle>(comm));
+}
+
 }  // namespace
 
 KeepsCore::KeepsCore() {
@@ -169,8 +174,7 @@ HostComm& HostComm::operator=(HostComm&&) noexcept = default;
 HostComm HostComm::world() {
   MPI_Comm comm = MPI_COMM_NULL;
   MPINFER_MPI(MPI_Comm_dup(MPI_COMM_WORLD, &comm));
-  wait_until_made(comm);
-  return HostComm(std::make_unique<Handle>(comm));
+  return made(comm);
 }
 
 int HostComm::rank() const {
@@ -184,8 +188,7 @@ HostComm HostComm::split(int color, int key) const {
   if (handle_->comm == MPI_COMM_NULL) return HostComm();
   MPI_Comm comm = MPI_COMM_NULL;
   MPINFER_MPI(MPI_Comm_split(handle_->comm, color, key, &comm));
-  wait_until_made(comm);
-  return HostComm(std::make_unique<Handle>(comm));
+  return made(comm);
 }
 
 HostComm HostComm::split_host() const {
@@ -193,16 +196,14 @@ HostComm HostComm::split_host() const {
   MPI_Comm comm = MPI_COMM_NULL;
   MPINFER_MPI(
       MPI_Comm_split_type(handle_->comm, MPI_COMM_TYPE_SHARED, rank(), MPI_INFO_NULL, &comm));
-  wait_until_made(comm);
-  return HostComm(std::make_unique<Handle>(comm));
+  return made(comm);
 }
 
 HostComm HostComm::duplicate() const {
   if (handle_->comm == MPI_COMM_NULL) return HostComm();
   MPI_Comm comm = MPI_COMM_NULL;
   MPINFER_MPI(MPI_Comm_dup(handle_->comm, &comm));
-  wait_until_made(comm);
-  return HostComm(std::make_unique<Handle>(comm));
+  return made(comm);
 }
 
 void HostComm::barrier() const {

@@ -3,10 +3,9 @@
 // product of 8192³. Build: ninja bench_cuda_ops; no arguments, or "experts" for Qwen3-30B-A3B's
 // alone (and the numbers of rows), "decode" for its decode attention, "attention" for that of many
 // rows, "layers" (and the numbers of rows) for the products of decode steps in their order,
-// "products" (and the numbers of rows) for Llama-3.1-8B's one by one and
-// Qwen3-0.6B's gate and up. Decode
-// attention is what it adds to a product that reads 128 MB, which leaves nothing of it in the L2
-// cache, and the rotary embedding.
+// "products" (and the numbers of rows) for Llama-3.1-8B's one by one and Qwen3-0.6B's gate and up.
+// Decode attention is what it adds to a product that reads 128 MB, which leaves nothing of it in
+// the L2 cache, and the rotary embedding.
 #include <algorithm>
 #include <array>
 #include <chrono>

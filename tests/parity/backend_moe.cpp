@@ -202,6 +202,20 @@ std::vector<int32_t> random_choices(Random& random, const Shape& s, bool skew) {
   return out;
 }
 
+// Each row has chosen one expert. size: of the results, in units of the tolerance.
+void check_one_choice(const Maker& maker, Random& random, const Case& c,
+                      const std::vector<int32_t>& experts, double size) {
+  const auto backend = maker.make();
+  CAPTURE(maker.name, c.shape.rows, c.shape.hidden, c.shape.intermediate);
+  const DType activation = backend->activation_dtype();
+  const Model model = random_model(random, c.shape, activation);
+  const auto x = rounded(random_floats(random, c.shape.rows * c.shape.hidden), activation);
+  const auto weights = random_floats(random, c.shape.rows);
+  check_close(run_experts(*backend, c, model, activation, x, experts, weights),
+              expected(c.shape, model, x, experts, weights, c.part, c.biased, c.activation),
+              tolerance(*backend), size);
+}
+
 TEST_CASE("moe_experts equals a double-precision loop, whole and in parts") {
   Random random(22);
   for (const Maker& maker : makers()) {
@@ -282,15 +296,7 @@ TEST_CASE("moe_experts equals the loop for experts of many rows, of one and of n
                  counts.biased,
                  counts.activation};
     for (const Maker& maker : all) {
-      const auto backend = maker.make();
-      CAPTURE(maker.name, c.shape.rows, c.shape.hidden, c.shape.intermediate);
-      const DType activation = backend->activation_dtype();
-      const Model model = random_model(random, c.shape, activation);
-      const auto x = rounded(random_floats(random, c.shape.rows * c.shape.hidden), activation);
-      const auto weights = random_floats(random, c.shape.rows);
-      check_close(run_experts(*backend, c, model, activation, x, experts, weights),
-                  expected(c.shape, model, x, experts, weights, c.part, c.biased, c.activation),
-                  tolerance(*backend), 4.0);
+      check_one_choice(maker, random, c, experts, 4.0);
     }
   }
 }
@@ -323,15 +329,7 @@ TEST_CASE("moe_experts: blocks that take several tiles each") {
     const double size = 4.0 * std::sqrt(std::max(1.0, static_cast<double>(uneven.intermediate) /
                                                           static_cast<double>(uneven.hidden)));
     for (const Maker& maker : some) {
-      const auto backend = maker.make();
-      CAPTURE(maker.name, c.shape.rows, c.shape.hidden, c.shape.intermediate);
-      const DType activation = backend->activation_dtype();
-      const Model model = random_model(random, c.shape, activation);
-      const auto x = rounded(random_floats(random, c.shape.rows * c.shape.hidden), activation);
-      const auto weights = random_floats(random, c.shape.rows);
-      check_close(run_experts(*backend, c, model, activation, x, experts, weights),
-                  expected(c.shape, model, x, experts, weights, c.part, c.biased, c.activation),
-                  tolerance(*backend), size);
+      check_one_choice(maker, random, c, experts, size);
     }
   }
 }

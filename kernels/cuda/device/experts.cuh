@@ -22,10 +22,8 @@ __host__ __device__ inline int64_t expert_place(int64_t n, int64_t k, int64_t in
 
 // 1 / (1 + e^-x), two instructions of the special functions' unit.
 __device__ inline float sigmoid(float x) {
-  float power;
   float out;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(x * -kLog2E));
-  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(1.0F + power));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(out) : "f"(1.0F + exp2_fast(x * -kLog2E)));
   return out;
 }
 

@@ -35,10 +35,15 @@ __device__ inline void prefetch_map(const CUtensorMap& map) {
 struct RingMemory {
   static constexpr int kMostStages = 32;
   static constexpr int kBarrierBytes = 1024;  // keeps what follows aligned; half is the kernel's
+  static constexpr int kRoom = 1024 + kBarrierBytes;  // beside the stages: to align, barriers
+  static constexpr int kMostBytes = 226 * 1024;       // of a block, all of it
   uint32_t base;
   uint32_t weight_bytes;
   uint32_t stage_bytes;
 
+  static __device__ uint32_t base_in(const void* shared) {
+    return (shared_address(shared) + 1023U) & ~1023U;
+  }
   __device__ uint32_t weight(int stage) const {
     return base + kBarrierBytes + static_cast<uint32_t>(stage) * stage_bytes;
   }
